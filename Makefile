@@ -1,0 +1,62 @@
+# Tieback. `make help` lists the targets; RECIPE, RUN, LAUNCH, DATA and ARGS are variables:
+#   make ppo RECIPE=hh ARGS="--learning_rate 1e-5"
+#   make rlhf RUN=runs/seed1 ARGS="--seed 1"
+#   make sft LAUNCH="accelerate launch --config_file accelerate_configs/multi_gpu.yaml"
+#   make reward RECIPE=hh DATA=path/to/preferences.jsonl.gz
+
+RECIPE ?= helpdesk
+RUN ?= runs/$(RECIPE)
+LAUNCH ?= accelerate launch --config_file accelerate_configs/cpu.yaml
+DATA ?=
+ARGS ?=
+PYTHON ?= python3
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
+
+.PHONY: help setup rlhf sft collect reward ppo evaluate test test-slow lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv and install the project into it
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+rlhf: $(STAMP) ## the whole pipeline: sft, collect, reward, ppo, evaluate
+	$(MAKE) sft
+	$(MAKE) collect
+	$(MAKE) reward
+	$(MAKE) ppo
+	$(MAKE) evaluate
+
+sft: $(STAMP) ## 1. supervised fine-tuning on demonstrations
+collect: $(STAMP) ## 2. sample responses from the SFT model, and rank them
+reward: $(STAMP) ## 3. a reward model from the ranked pairs
+ppo: $(STAMP) ## 4. PPO against the reward model
+evaluate: $(STAMP) ## 5. PPO against SFT on held-out prompts, and the report
+sft collect reward ppo evaluate:
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) pipeline/$@.py $(STAGE_ARGS)
+
+test: $(STAMP) ## the tests (under ten minutes on two cores)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP) ## the long tests too
+	$(BIN)/python -m pytest -q -m 'slow or not slow'
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches (runs/ is yours to remove)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,133 @@
+"""Load rows from the built-in world, a local file or the hub, in the format that a stage needs."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, ReadInstruction
+
+from data import helpdesk
+from data.errors import DataError
+from data.files import SUFFIXES, Record, file_suffix, read_file
+from data.formats import Kind, convert
+
+HELPDESK = "helpdesk"
+
+# For each kind, what "train" means in the built-in world, and how many rows are made where no number is given.
+_HELPDESK_DEFAULTS = {"demonstrations": ("demonstrations", 12_000), "prompts": ("ppo", 20_000)}
+
+
+@dataclass
+class Rows:
+    """What was loaded.
+
+    Args:
+        dataset: the rows.
+        dropped: number of rows left out, by reason (`data.formats.convert` lists the reasons).
+    """
+
+    dataset: Dataset
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def load_rows(
+    name: str,
+    kind: Kind,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    max_rows: int | None = None,
+    seed: int = 0,
+) -> Rows:
+    """Load demonstrations, preferences or prompts.
+
+    Args:
+        name: "helpdesk" (the built-in world), a local file (.json, .jsonl, .csv, also gzipped, or .parquet), or else a
+            data set of the hub, whose scripts are never run.
+        kind: "demonstrations" → `prompt` + `completion`, `messages` or `text`; "preferences" → `prompt`, `chosen`,
+            `rejected`, `prompt_id` and maybe `annotator`; "prompts" → `prompt` and the source's other columns.
+        split: of the hub: any that `datasets` understands. Of a file: "train" or a slice of it ("train[:90%]"). Of the
+            help desk: one of its own; "train" is "demonstrations" or "ppo", as `kind` needs.
+        config: of a hub data set with several.
+        max_rows: read no more rows than this. The help desk makes exactly as many.
+        seed: of the help desk's rows.
+
+    Raises:
+        DataError: the source cannot be read, or a row is malformed; it names the file, the row and the column.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise DataError(f"max_rows is {max_rows}; it must be at least 1.")
+    if name == HELPDESK:
+        return Rows(_helpdesk_rows(kind, split, max_rows, seed))
+    path = Path(name).expanduser()
+    if path.is_file():
+        if config is not None:
+            raise DataError(f"{name}: a file has no configurations; leave out {config!r}.")
+        records = _slice(read_file(path), split, name)
+    else:
+        records = _hub_records(name, config, split, max_rows)
+    rows, dropped = convert(records[:max_rows], kind, name)
+    return Rows(_dataset(rows, name), dict(dropped))
+
+
+def _helpdesk_rows(kind: Kind, split: str, max_rows: int | None, seed: int) -> Dataset:
+    if kind not in _HELPDESK_DEFAULTS:
+        raise DataError(
+            "helpdesk has no ready-made preferences: pipeline/collect.py makes them (<run_dir>/collect/preferences.jsonl)."
+        )
+    natural, size = _HELPDESK_DEFAULTS[kind]
+    split = natural if split == "train" else split
+    if kind == "demonstrations" and split != "demonstrations":
+        raise DataError(
+            f"helpdesk's split {split!r} holds prompts only; demonstrations are in its split 'demonstrations'."
+        )
+    if split == "evaluation":
+        size = 500
+    dataset = helpdesk.make_split(split, size if max_rows is None else max_rows, seed)
+    return (
+        dataset.remove_columns("completion") if kind == "prompts" and split == "demonstrations" else dataset
+    )
+
+
+def _slice(records: list[Record], split: str, name: str) -> list[Record]:
+    """Rows of a split such as "train[:90%]"; a file has the split "train" alone."""
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({"train": len(records)})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"{name}: a file has one split, 'train', which may be sliced ('train[:90%]'); {split!r} is none ({error})."
+        ) from error
+    chosen = [record for part in parts for record in records[part.from_ : part.to]]
+    if not chosen:
+        raise DataError(f"{name}: the split {split!r} of its {len(records)} rows is empty.")
+    return chosen
+
+
+def _hub_records(name: str, config: str | None, split: str, max_rows: int | None) -> list[Record]:
+    if file_suffix(Path(name)) or re.match(r"[./~]", name) or name.count("/") > 1:
+        raise DataError(f"{name}: no such file.")
+    try:
+        dataset = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise DataError(
+            f"{name!r} is no local file ({', '.join(SUFFIXES)}, or these with .gz), and the hub gave no data set of that "
+            f"name, configuration {config!r} and split {split!r}: {type(error).__name__}: {error} Without a network, "
+            "give the path of a local file, or `helpdesk`."
+        ) from error
+    if not len(dataset):
+        raise DataError(f"{name}: its split {split!r} is empty.")
+    chosen = dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
+    return [Record(f"{name}, split {split}, row {number}", row) for number, row in enumerate(chosen, start=1)]
+
+
+def _dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
+    columns = dict.fromkeys(column for row in rows for column in row)
+    try:
+        return Dataset.from_list([{column: row.get(column) for column in columns} for row in rows])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"{name}: a column holds values of different types in different rows ({error})."
+        ) from error

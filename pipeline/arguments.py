@@ -1,0 +1,115 @@
+"""How every stage reads its settings: a YAML recipe, and any key of it overridden on the command line."""
+
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+from data.errors import DataError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class UsageError(Exception):
+    """Bad input by the user: `run_stage` prints its message without a traceback and exits with status 2."""
+
+
+@dataclass
+class RunArguments:
+    """Where a run keeps its stages.
+
+    Args:
+        run_dir: folder with one sub-folder a stage (`<run_dir>/sft`, `<run_dir>/collect`, ...).
+    """
+
+    run_dir: str = field(
+        default="runs/helpdesk", metadata={"help": "Folder of the run: each stage writes <run_dir>/<stage>."}
+    )
+
+    def stage_dir(self, stage: str) -> Path:
+        """Folder of `stage` in this run."""
+        return Path(self.run_dir) / stage
+
+    def require(self, stage: str, wanted: str) -> Path:
+        """Return `<run_dir>/<stage>/<wanted>`, or stop with the command that makes it.
+
+        Raises:
+            UsageError: the file is missing.
+        """
+        path = self.stage_dir(stage) / wanted
+        if not path.exists():
+            raise UsageError(
+                f"{path} does not exist. Make it with `accelerate launch pipeline/{stage}.py --run_dir "
+                f"{self.run_dir}` (or `make {stage} RUN={self.run_dir}`)."
+            )
+        return path
+
+
+def parse_stage(
+    stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None
+) -> tuple[Any, ...]:
+    """Read `--config recipe.yaml` (default: the stage's helpdesk recipe) and the command line's overrides.
+
+    `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another.
+
+    Args:
+        stage: name of the stage, which is also the name of its recipe file.
+        dataclass_types: what to fill; one of them is a `RunArguments`.
+        argv: command line without the program; `sys.argv[1:]` when None.
+
+    Returns:
+        One instance for each of `dataclass_types`.
+
+    Raises:
+        UsageError: the recipe cannot be read, or names a key that nothing reads.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [
+        part for item in argv for part in (item.split("=", 1) if item.startswith("--config=") else [item])
+    ]
+    if "--config" not in argv:
+        argv = ["--config", str(RECIPES / "helpdesk" / f"{stage}.yaml"), *argv]
+    parser = TrlParser(dataclass_types, prog=f"pipeline/{stage}.py")
+    config_path = Path(argv[argv.index("--config") + 1]) if argv[-1] != "--config" else Path()
+    known = {action.dest for action in parser._actions}
+    _check_recipe(config_path, known)
+
+    try:
+        parsed = parser.parse_args_and_config(argv)
+    except ValueError as error:
+        raise UsageError(f"{config_path} and the command line: {error}") from error
+    run = next(item for item in parsed if isinstance(item, RunArguments))
+    for item in parsed:
+        # Transformers fills in "trainer_output" where nobody named a folder.
+        if getattr(item, "output_dir", None) in (None, "trainer_output"):
+            item.output_dir = str(run.stage_dir(stage))
+    return parsed
+
+
+def _check_recipe(path: Path, known: set[str]) -> None:
+    if not path.is_file():
+        raise UsageError(f"--config {path}: no such file. The built-in recipes are in {RECIPES}.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise UsageError(f"{path} must be a mapping of settings, one `key: value` a line.")
+    for key in recipe:
+        if key not in known and key != "env":
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise UsageError(f"{path}: nothing reads the key `{key}`.{hint} Remove it, or correct its name.")
+
+
+def run_stage(main: Any) -> None:
+    """Run a stage's `main()`, and turn bad input into a message on stderr and exit status 2."""
+    try:
+        main()
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,339 @@
+"""Evaluation: the PPO policy against the SFT model that it started from, on prompts that no stage has seen.
+
+Samples one response of each to each prompt, scores both with a gold judge (`gold_funcs`: functions with TRL's
+reward-function signature, or other reward models) and with the reward model, and reports the paired win rate with a
+bootstrap interval, the KL between the two, lengths and diversity. The gold judge decides the win rate; where there is
+none, the reward model does.
+
+    accelerate launch pipeline/evaluate.py
+    accelerate launch pipeline/evaluate.py --config pipeline/recipes/hh/evaluate.yaml --dataset_name pairs.jsonl.gz
+
+Reads `<run_dir>/sft`, `<run_dir>/ppo` and `<run_dir>/reward`; writes metrics.json, samples.jsonl (every pair) and
+report.html (self-contained) into `<run_dir>/evaluate`. It trains nothing, and every process holds all models whole.
+"""
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from data.sources import HELPDESK, load_rows
+from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from pipeline.model_loading import context_length, load_policy, load_tokenizer
+from pipeline.ppo import load_reward
+from pipeline.prompt_lengths import fit_prompts
+from pipeline.report.curves import read_log
+from pipeline.report.page import Report, render
+from pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
+from pipeline.report.responses import reward_scores, sample_responses
+from pipeline.stage_output import finish_stage, quiet_libraries
+from pipeline.trainer.rewards import RewardError, RewardFunction, call_reward_function, combine_rewards
+from pipeline.trainer.rollout import (
+    Rollout,
+    decode_completions,
+    encode_prompts,
+    end_token_ids,
+    sampling_config,
+)
+from reward_model.scoring import RewardScorer
+
+EARLIER_STAGES = ("sft", "collect", "reward", "ppo")
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft")
+Judges = list[RewardFunction | RewardScorer]
+
+
+@dataclass
+class EvaluateArguments:
+    """What is compared, on which prompts, and who judges.
+
+    Args:
+        dataset_name: "helpdesk", a local file, or a hub data set; preference data and demonstrations give their prompts.
+        dataset_config: configuration of a hub data set.
+        dataset_test_split: the part that no other stage has read. A file has no split of its own for that: leave its
+            end to this stage ("train[90%:]") and its beginning to the others ("train[:90%]").
+        num_prompts: prompts at most, drawn with the seed where there are more.
+        max_prompt_length: longer prompts (in tokens) are left out and counted; refused where not set.
+        sft_model_path: instead of `<run_dir>/sft`.
+        ppo_model_path: instead of `<run_dir>/ppo`.
+        reward_model_path: instead of `<run_dir>/reward`; "none" to go without a reward model.
+        gold_funcs: functions (`module:function`) or reward models (folder or hub name) whose sum is the gold score.
+        temperature: of sampling; the KL is that of the distributions at this temperature.
+        max_completion_length: most tokens in a response.
+        stop_tokens: tokens that end a response besides the EOS ids of model, tokenizer and chat template.
+        batch_size: prompts of a process in one forward pass.
+        dtype: of the policies' weights.
+        num_resamples: resamples of the bootstrap.
+        num_examples: pairs drawn at random for the page.
+        seed: of the choice of prompts, the sampling and the bootstrap.
+        output_dir: instead of `<run_dir>/evaluate`.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "helpdesk, a local file, or a hub data set."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "The part that no other stage has read."}
+    )
+    num_prompts: int = field(default=300, metadata={"help": "Prompts at most."})
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out prompts of more tokens."}
+    )
+    sft_model_path: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/sft."})
+    ppo_model_path: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/ppo."})
+    reward_model_path: str | None = field(
+        default=None, metadata={"help": "Instead of <run_dir>/reward; none for none."}
+    )
+    gold_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Functions (module:function) or reward models whose sum is the gold score."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling, and of the KL."})
+    max_completion_length: int = field(default=128, metadata={"help": "Most tokens in a response."})
+    stop_tokens: list[str] | None = field(
+        default=None, metadata={"help": "Further tokens that end a response."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Prompts of a process in one forward pass."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto."})
+    num_resamples: int = field(
+        default=10_000, metadata={"help": "Resamples of the bootstrap; 2,000 or more."}
+    )
+    num_examples: int = field(default=12, metadata={"help": "Pairs drawn at random for the page."})
+    seed: int = field(default=0, metadata={"help": "Of prompts, sampling and bootstrap."})
+    output_dir: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/evaluate."})
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_prompts": 1,
+            "max_completion_length": 1,
+            "batch_size": 1,
+            "num_examples": 0,
+            "num_resamples": 2000,
+        }
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise UsageError(f"{name} must be at least {limit}, not {getattr(self, name)}.")
+        if self.temperature <= 0:
+            raise UsageError(
+                f"temperature must be above 0, not {self.temperature}: greedy decoding has no KL."
+            )
+
+
+def main() -> None:
+    """Run the stage."""
+    run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
+    quiet_libraries()
+    accelerator = Accelerator()
+    folders = model_folders(run, args)
+    tokenizer = shared_tokenizer(folders)
+    policies = {
+        name: load_policy(folders[name], tokenizer, ModelConfig(dtype=args.dtype))
+        .to(accelerator.device)
+        .eval()
+        for name in SYSTEMS
+    }
+    dataset, num_left_out = load_prompts(args, tokenizer, policies)
+    gold = load_judges(args.gold_funcs or [], args.batch_size, accelerator.device)
+    reward_model = load_judges(
+        [folders["reward"]] if "reward" in folders else [], args.batch_size, accelerator.device
+    )
+    try_judges(gold, dataset, tokenizer)
+
+    with accelerator.autocast():
+        rollouts, log_ratios = answer(policies, dataset, tokenizer, args)
+        scores = {
+            "reward_score": {name: reward_scores(scorer, rollouts[name]) for name in SYSTEMS}
+            for scorer in reward_model
+        }
+    if not accelerator.is_main_process:
+        return
+    if gold:
+        scores["gold_score"] = {name: gold_scores(gold, rollouts[name]) for name in SYSTEMS}
+    judge = "gold_score" if gold else "reward_score"
+    pairs = make_pairs(rollouts, scores, log_ratios, judge)
+    metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {"num_prompts/left_out": num_left_out}
+    write_outputs(Path(args.output_dir), pairs, make_report(run, args, metrics, pairs, judge))
+    finish_stage("evaluate", args.output_dir, metrics)
+    accelerator.print(f"The page to read: {Path(args.output_dir) / 'report.html'}")
+
+
+def model_folders(run: RunArguments, args: EvaluateArguments) -> dict[str, str]:
+    """Folder (or hub name) of `sft`, `ppo` and, unless it is to be left out, `reward`.
+
+    Raises:
+        UsageError: a stage has not come to its end, or neither a gold judge nor a reward model is named.
+    """
+    named = {"sft": args.sft_model_path, "ppo": args.ppo_model_path, "reward": args.reward_model_path}
+    if named["reward"] == "none":
+        del named["reward"]
+        if not args.gold_funcs:
+            raise UsageError("Nothing would judge the responses: name gold_funcs, or a reward_model_path.")
+    return {stage: path or str(run.require(stage, "metrics.json").parent) for stage, path in named.items()}
+
+
+def shared_tokenizer(folders: dict[str, str]) -> PreTrainedTokenizerBase:
+    """Load the SFT model's tokenizer, which serves both policies.
+
+    Raises:
+        UsageError: the PPO model has another vocabulary, so that no KL between the two exists.
+    """
+    tokenizer, other = load_tokenizer(folders["sft"]), load_tokenizer(folders["ppo"])
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise UsageError(
+            f"{folders['ppo']} has another vocabulary than {folders['sft']}: it was not trained from that model, and no "
+            "KL between the two exists. Name the model that it was trained from with sft_model_path."
+        )
+    return tokenizer
+
+
+def load_prompts(
+    args: EvaluateArguments, tokenizer: PreTrainedTokenizerBase, policies: dict[str, PreTrainedModel]
+) -> tuple[Dataset, int]:
+    """Held-out prompts that fit both policies, and how many were left out for their length.
+
+    Raises:
+        UsageError: no data set is named, or prompts are too long.
+    """
+    if args.dataset_name is None:
+        raise UsageError(
+            "Name the prompts with --dataset_name (or `make evaluate DATA=...`): a file, or a hub data set."
+        )
+    dataset = load_rows(
+        args.dataset_name,
+        "prompts",
+        split=args.dataset_test_split,
+        config=args.dataset_config,
+        # The built-in world makes as many as are asked for; of a source with an order of its own, some are drawn below.
+        max_rows=args.num_prompts if args.dataset_name == HELPDESK else None,
+        seed=args.seed,
+    ).dataset
+    contexts = [length for policy in policies.values() if (length := context_length(policy)) is not None]
+    dataset, num_left_out = fit_prompts(
+        dataset, tokenizer, min(contexts, default=None), args.max_completion_length, args.max_prompt_length
+    )
+    if len(dataset) > args.num_prompts:
+        dataset = dataset.shuffle(seed=args.seed).select(range(args.num_prompts))
+    return dataset, num_left_out
+
+
+def load_judges(names: list[str], batch_size: int, device: torch.device) -> Judges:
+    """Import functions and load reward models, the latter on `device`."""
+    judges = [load_reward(name, batch_size) for name in names]
+    for judge in judges:
+        if isinstance(judge, RewardScorer):
+            judge.model.to(device)
+    return judges
+
+
+def try_judges(gold: Judges, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Call each gold judge on the first prompt with an empty response: a fault shows before compute is spent.
+
+    Raises:
+        UsageError: it raises, or returns something that is no score.
+    """
+    row, end = dataset[0], [tokenizer.eos_token_id]
+    columns = {name: [value] for name, value in row.items() if name != "prompt"}
+    (completion,) = decode_completions([row["prompt"]], [[]], tokenizer)
+    trial = Rollout(
+        [row["prompt"]], columns, encode_prompts([row["prompt"]], tokenizer), [end], [False], [completion]
+    )
+    try:
+        for judge in gold:
+            call_reward_function(judge, trial)
+    except RewardError as error:
+        raise UsageError(f"gold_funcs: {error}") from error
+
+
+def answer(
+    policies: dict[str, PreTrainedModel],
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: EvaluateArguments,
+) -> tuple[dict[str, Rollout], list[float]]:
+    """Sample from both policies, on all processes together.
+
+    Returns:
+        The responses of each, and log π_ppo − log π_sft of each of PPO's.
+    """
+    prompts = list(dataset["prompt"])
+    columns = {name: list(dataset[name]) for name in dataset.column_names if name != "prompt"}
+    prompt_ids = encode_prompts(prompts, tokenizer)
+    rollouts: dict[str, Rollout] = {}
+    log_ratios: list[float] = []
+    for name, policy in policies.items():
+        end_ids = end_token_ids(tokenizer, policy.generation_config, args.stop_tokens)
+        responses = sample_responses(
+            policy,
+            prompt_ids,
+            sampling_config(args.temperature, args.max_completion_length, end_ids, tokenizer.pad_token_id),
+            batch_size=args.batch_size,
+            seed=args.seed,
+            name=name,
+            reference=policies["sft"] if name == "ppo" else None,
+        )
+        ids = [response.ids for response in responses]
+        truncated = [response.truncated for response in responses]
+        rollouts[name] = Rollout(
+            prompts, columns, prompt_ids, ids, truncated, decode_completions(prompts, ids, tokenizer)
+        )
+        log_ratios = [response.log_ratio for response in responses if response.log_ratio is not None]
+    return rollouts, log_ratios
+
+
+def gold_scores(gold: Judges, rollout: Rollout) -> list[float]:
+    """Sum of the gold judges' scores of each response.
+
+    Raises:
+        UsageError: a judge raises, returns the wrong number of scores, or none judges some response.
+    """
+    try:
+        scores = torch.tensor([call_reward_function(judge, rollout) for judge in gold], dtype=torch.float64)
+        return combine_rewards(scores.T, [1.0] * len(gold), rollout).tolist()
+    except RewardError as error:
+        raise UsageError(f"gold_funcs: {error}") from error
+
+
+def make_report(
+    run: RunArguments, args: EvaluateArguments, metrics: dict[str, float], pairs: list[Pair], judge: str
+) -> Report:
+    """Gather what the page shows of this evaluation and of the run's earlier stages."""
+    names = ", ".join(args.gold_funcs or [])
+    stage_metrics = {stage: run.stage_dir(stage) / "metrics.json" for stage in EARLIER_STAGES}
+    return Report(
+        metrics=metrics,
+        pairs=pairs,
+        judge=judge,
+        judge_name=f"the gold judge, {names}" if names else "the reward model, as no gold judge is named",
+        prompts_name=f"{Path(args.dataset_name or '').name}, split {args.dataset_test_split}",
+        histories={stage: read_log(run.stage_dir(stage)) for stage in EARLIER_STAGES},
+        stage_metrics={
+            stage: json.loads(path.read_text(encoding="utf-8"))
+            for stage, path in stage_metrics.items()
+            if path.is_file()
+        },
+        reward_figures=sorted(run.stage_dir("reward").glob("*.png")),
+        settings=asdict(run) | asdict(args),
+        versions={"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
+        num_examples=args.num_examples,
+        seed=args.seed,
+    )
+
+
+def write_outputs(output_dir: Path, pairs: list[Pair], report: Report) -> None:
+    """Write samples.jsonl and report.html."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(pair, ensure_ascii=False, default=str) + "\n" for pair in pairs)
+    (output_dir / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    (output_dir / "report.html").write_text(render(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_stage(main)

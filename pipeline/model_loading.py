@@ -1,0 +1,199 @@
+"""Policies and tokenizers for the stages: by name, from a folder, or a new small Llama from the recipe."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from trl import ModelConfig, get_kbit_device_map, get_quantization_config
+
+from pipeline.arguments import UsageError
+
+# Reserved tokens that well-known vocabularies hold and no text contains, in order of preference.
+_PADDING_TOKENS = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|padding|>",
+    "<|reserved_special_token_0|>",
+)
+
+
+def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:
+    """Load a tokenizer that can pad (see `ensure_pad_token`).
+
+    Raises:
+        UsageError: there is none at `path`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"No tokenizer can be loaded from {path}: {_first_line(error)}") from error
+    return ensure_pad_token(tokenizer)
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give a tokenizer without a pad token one of its own tokens, so that no embedding is resized.
+
+    A reserved padding token is preferred, then `unk` where it is none of the other special tokens, then EOS: padding is
+    told by masks everywhere here, never by its id, so pad == eos hides no real EOS.
+
+    Raises:
+        UsageError: it has neither a pad token nor any of those.
+    """
+    if tokenizer.pad_token is None:
+        vocabulary = tokenizer.get_vocab()
+        reserved = [token for token in _PADDING_TOKENS if token in vocabulary]
+        unknown = (
+            [tokenizer.unk_token]
+            if tokenizer.unk_token not in (tokenizer.eos_token, tokenizer.bos_token)
+            else []
+        )
+        choices = [token for token in (*reserved, *unknown, tokenizer.eos_token) if token is not None]
+        if not choices:
+            raise UsageError(
+                f"The tokenizer of {tokenizer.name_or_path} has no pad, unk or EOS token to pad with."
+            )
+        tokenizer.pad_token = choices[0]
+    return tokenizer
+
+
+def load_policy(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, model_args: ModelConfig | None = None
+) -> PreTrainedModel:
+    """Load a causal language model; a folder with a LoRA adapter gives its base with the adapter merged in.
+
+    Args:
+        path: folder or hub name.
+        tokenizer: its tokenizer; the model's pad id and stop ids are set to match it.
+        model_args: dtype, attention, quantisation; the defaults of TRL's `ModelConfig` (fp32) when None.
+
+    Raises:
+        UsageError: there is no such model, or a quantised base is to take an adapter in.
+    """
+    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    kwargs = model_kwargs(model_args or ModelConfig())
+    try:
+        if is_adapter:
+            model = _load_merged(path, kwargs)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"No language model can be loaded from {path}: {_first_line(error)}") from error
+    return match_tokenizer(model, tokenizer)
+
+
+def new_policy(
+    model_config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """Make an untrained Llama.
+
+    Args:
+        model_config: fields of `LlamaConfig`; the vocabulary's size and the special ids come from the tokenizer.
+        tokenizer: its tokenizer.
+        seed: of the initial weights.
+
+    Raises:
+        UsageError: a key that `LlamaConfig` does not have, or sizes that do not fit together.
+    """
+    unknown = set(model_config) - set(LlamaConfig.__dataclass_fields__)
+    if unknown:
+        raise UsageError(f"model_config: LlamaConfig has no field {', '.join(sorted(unknown))}.")
+    set_seed(seed)
+    special = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        model = LlamaForCausalLM(LlamaConfig(**{**special, **model_config}))
+    except Exception as error:  # the config's own validation raises types of its own
+        raise UsageError(f"model_config: {_first_line(error)}") from error
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    return match_tokenizer(model, tokenizer)
+
+
+def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Set the model's pad id and stop ids, so that a saved model stops where its chat template ends a turn.
+
+    Sampling settings of the model's own (top-p, top-k, ...) are removed: stages state theirs.
+    """
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=stop_token_ids(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a response: the model's EOS ids, the tokenizer's, and the chat template's end of turn."""
+    own = model.generation_config.eos_token_id
+    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end_of_turn_id(tokenizer)]
+    return sorted({token_id for token_id in ids if token_id is not None})
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """First special token that the chat template writes after an assistant's message, if any."""
+    if tokenizer.chat_template is None:
+        return None
+    content = "ok"
+    turn = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    ending = tokenizer(text.rpartition(content)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((token_id for token_id in ending if token_id in special), None)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Longest sequence the model takes, or None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def model_kwargs(model_args: ModelConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` in a `ModelConfig`. Code from the hub is never run.
+
+    Raises:
+        UsageError: quantisation without LoRA.
+    """
+    quantization_config = get_quantization_config(model_args)
+    if quantization_config is not None and not model_args.use_peft:
+        raise UsageError(
+            "load_in_4bit / load_in_8bit freeze the weights: set use_peft as well, to train an adapter."
+        )
+    return {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        **(
+            {"quantization_config": quantization_config, "device_map": get_kbit_device_map()}
+            if quantization_config is not None
+            else {}
+        ),
+    }
+
+
+def _load_merged(folder: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
+    from peft import AutoPeftModelForCausalLM
+
+    if "quantization_config" in kwargs:
+        raise UsageError(
+            f"{folder} holds a LoRA adapter, which cannot be merged into a quantised base without loss. Leave out "
+            "load_in_4bit / load_in_8bit."
+        )
+    return AutoPeftModelForCausalLM.from_pretrained(folder, **kwargs).merge_and_unload()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,1 @@
+"""The evaluation report: `statistics` (win rate, intervals, diversity), `curves` (figures as SVG), `page` (HTML)."""

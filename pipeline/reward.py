@@ -1,0 +1,251 @@
+"""The reward model: it learns from pairs which of two responses people prefer.
+
+Trains TRL's `RewardTrainer` (Bradley–Terry: loss = −log σ(score(chosen) − score(rejected))) on the pairs that collect
+or people made, or on any preference data. The model starts from `<run_dir>/sft` with a new head; LoRA and QLoRA go
+through TRL's `ModelConfig`, and the adapter is merged at the end. Then the head's bias is set such that demonstrations
+score 0 on average, and pairs of prompts that were held out say what the model is worth.
+
+    accelerate launch pipeline/reward.py
+    accelerate launch pipeline/reward.py --config pipeline/recipes/hh/reward.yaml --dataset_name pairs.jsonl.gz
+
+Writes the model, its tokenizer, `calibration.png` and metrics.json into `<run_dir>/reward`.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
+
+from data.pairs import encode_pairs
+from data.sources import load_rows
+from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from pipeline.model_loading import context_length, load_tokenizer, model_kwargs
+from pipeline.stage_output import checkpoint_to_resume, finish_stage, quiet_libraries
+from reward_model.head import (
+    is_classifier,
+    load_reward_model,
+    merge_adapter,
+    new_reward_model,
+    reward_bias,
+    set_reward_bias,
+)
+from reward_model.report import (
+    expected_calibration_error,
+    margin_by_annotator,
+    pair_accuracy,
+    plot_calibration,
+)
+from reward_model.scoring import RewardScorer, encode
+
+
+@dataclass
+class RewardArguments:
+    """The pairs to learn from, and what the scores are centred on.
+
+    Args:
+        dataset_name: a local file or a hub data set; `<run_dir>/collect/preferences.jsonl` when None.
+        dataset_config: configuration of a hub data set.
+        dataset_train_split: its split.
+        max_rows: pairs at most.
+        held_out_fraction: share of the prompts whose pairs are held out for the report.
+        demonstrations_name: source of the demonstrations that score 0 on average: "helpdesk", a file or a hub data
+            set; the chosen responses of the training pairs when None.
+        num_demonstrations: how many of them, at most.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Preference data; <run_dir>/collect/preferences.jsonl."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    max_rows: int | None = field(default=None, metadata={"help": "Pairs at most."})
+    held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the prompts held out."})
+    demonstrations_name: str | None = field(
+        default=None, metadata={"help": "What scores 0 on average; the chosen responses when absent."}
+    )
+    num_demonstrations: int = field(default=1000, metadata={"help": "Demonstrations at most."})
+
+
+def main() -> None:
+    """Run the stage."""
+    run, data_args, args, model_args = parse_stage(
+        "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
+    )
+    quiet_libraries()
+    started = time.perf_counter()
+    source = data_args.dataset_name or str(run.require("collect", "preferences.jsonl"))
+    start = model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent)
+    tokenizer = load_tokenizer(start, model_args.model_revision)
+    rows = load_rows(
+        source,
+        "preferences",
+        split=data_args.dataset_train_split,
+        config=data_args.dataset_config,
+        max_rows=data_args.max_rows,
+        seed=args.seed,
+    )
+    set_seed(args.seed)
+    model = start_model(start, model_args)
+    limits = [length for length in (args.max_length, context_length(model)) if length is not None]
+    pairs, num_identical = encode_pairs(rows.dataset, tokenizer, min(limits, default=sys.maxsize))
+    train, held_out = split_by_prompt(pairs, data_args.held_out_fraction, args.seed)
+
+    model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
+    trainer = RewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint))
+    save(trainer, start, model_args, tokenizer)
+    steps, history = trainer.state.global_step, trainer.state.log_history
+    del trainer, model
+
+    state = PartialState()
+    scorer = RewardScorer(load_reward_model(args.output_dir).to(state.device), tokenizer)
+    demonstrations = encode_demonstrations(data_args, train, tokenizer, args.seed)
+    center(scorer.model, score_on_all_processes(scorer, demonstrations))
+    margins = held_out_margins(scorer, held_out)
+    if state.is_main_process:
+        scorer.model.config.save_pretrained(args.output_dir)
+        plot_calibration(margins, Path(args.output_dir) / "calibration.png")
+    metrics = report(held_out, margins)
+    metrics |= {f"{name}/train": entry for name, entry in last_logged(history, "loss", "accuracy").items()}
+    metrics |= {"num_pairs/train": len(train), "num_pairs/held_out": len(held_out)}
+    dropped = {"identical": 0, **rows.dropped, "identical_after_truncation": num_identical}
+    metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
+    metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
+    finish_stage("reward", args.output_dir, metrics)
+
+
+def start_model(path: str, model_args: ModelConfig) -> PreTrainedModel:
+    """A reward model goes on being trained; of a language model a new one is made.
+
+    Raises:
+        UsageError: it can be neither (a classifier with two labels, say), or is not there.
+    """
+    kwargs = model_kwargs(model_args)
+    try:
+        return (
+            load_reward_model(path, **kwargs)
+            if is_classifier(path, **kwargs)
+            else new_reward_model(path, **kwargs)
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def split_by_prompt(pairs: Dataset, held_out_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Train and held-out pairs, all those of one prompt on the same side.
+
+    Raises:
+        UsageError: one side would be empty.
+    """
+    keys = [json.dumps(prompt) for prompt in pairs["prompt"]]
+    prompts = sorted(set(keys))
+    count = round(held_out_fraction * len(prompts))
+    if not 1 <= count < len(prompts):
+        raise UsageError(
+            f"held_out_fraction {held_out_fraction} of {len(prompts)} different prompts leaves one side empty."
+        )
+    held_out = set(random.Random(seed).sample(prompts, count))
+    return (
+        pairs.select([row for row, key in enumerate(keys) if key not in held_out]),
+        pairs.select([row for row, key in enumerate(keys) if key in held_out]),
+    )
+
+
+def save(
+    trainer: RewardTrainer, start: str, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write the model into `output_dir`; of LoRA the adapter too, and the model with it merged in full precision."""
+    output_dir = Path(trainer.args.output_dir)
+    if not model_args.use_peft:
+        trainer.save_model()
+        return
+    trainer.save_model(str(output_dir / "adapter"))
+    state = PartialState()
+    if state.is_main_process:
+        full = ModelConfig(model_revision=model_args.model_revision, dtype=model_args.dtype)
+        model = merge_adapter(start_model(start, full), output_dir / "adapter")
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+    state.wait_for_everyone()
+
+
+def encode_demonstrations(
+    data_args: RewardArguments, train: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> list[list[int]]:
+    """Token ids of what is to score 0 on average (see `RewardArguments.demonstrations_name`)."""
+    if data_args.demonstrations_name is None:
+        return train.shuffle(seed=seed)["chosen_ids"][: data_args.num_demonstrations]
+    rows = load_rows(
+        data_args.demonstrations_name, "demonstrations", max_rows=data_args.num_demonstrations, seed=seed
+    ).dataset
+    return [encode(tokenizer, row["prompt"], row["completion"]) for row in rows]
+
+
+def center(model: PreTrainedModel, scores: Sequence[float]) -> None:
+    """Move the bias such that the mean of `scores` would have been 0."""
+    set_reward_bias(model, reward_bias(model) - fmean(scores))
+
+
+def score_on_all_processes(scorer: RewardScorer, sequences: Sequence[list[int]]) -> list[float]:
+    """Score sequences, each process its share; every process gets all the scores, in order."""
+    state = PartialState()
+    mine = range(state.process_index, len(sequences), state.num_processes)
+    scores = zip(mine, scorer.score_ids([sequences[index] for index in mine]), strict=True)
+    return [score for _, score in sorted(gather_object(list(scores)))]
+
+
+def held_out_margins(scorer: RewardScorer, held_out: Dataset) -> list[float]:
+    """score(chosen) − score(rejected) of each pair."""
+    scores = score_on_all_processes(scorer, [*held_out["chosen_ids"], *held_out["rejected_ids"]])
+    return [
+        chosen - rejected
+        for chosen, rejected in zip(scores[: len(held_out)], scores[len(held_out) :], strict=True)
+    ]
+
+
+def report(held_out: Dataset, margins: list[float]) -> dict[str, float]:
+    """What the model is worth on held-out pairs, and what always choosing the longer (in tokens) would be."""
+    metrics = {
+        "accuracy/held_out": pair_accuracy(margins),
+        "accuracy/length_only": pair_accuracy(
+            [len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in held_out]
+        ),
+        "calibration/ece": expected_calibration_error(margins),
+        "margin/mean": fmean(margins),
+    }
+    if "annotator" in held_out.column_names:
+        names = [name or "unknown" for name in held_out["annotator"]]
+        metrics |= {f"margin/{name}": value for name, value in margin_by_annotator(margins, names).items()}
+    return metrics
+
+
+def last_logged(history: list[dict[str, Any]], *names: str) -> dict[str, float]:
+    """Last value of each name in the Trainer's log."""
+    return {
+        name: next(entry[name] for entry in reversed(history) if name in entry)
+        for name in names
+        if any(name in entry for entry in history)
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)

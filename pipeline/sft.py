@@ -1,0 +1,228 @@
+"""Supervised fine-tuning: a language model learns the demonstrations.
+
+Trains TRL's `SFTTrainer` with the loss on completions only (on the assistant's turns, where rows are whole
+conversations). The model is one by name or folder (`model_name_or_path`), with LoRA or QLoRA through TRL's
+`ModelConfig`, or a new small Llama (`model_config`) with a tokenizer trained on the demonstrations.
+
+    accelerate launch pipeline/sft.py
+    accelerate launch pipeline/sft.py --config pipeline/recipes/hh/sft.yaml --dataset_name pairs.jsonl.gz
+
+Writes the model (safetensors; the adapter alone for LoRA), its tokenizer and metrics.json into `<run_dir>/sft`.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+
+from data.sources import load_rows
+from data.tokenizer import train_tokenizer
+from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from pipeline.model_loading import context_length, load_policy, load_tokenizer, new_policy
+from pipeline.prompt_lengths import fit_prompts
+from pipeline.stage_output import checkpoint_to_resume, finish_stage, quiet_libraries
+
+
+@dataclass
+class SFTArguments:
+    """What the stage trains on, and the model where none is named.
+
+    Args:
+        dataset_name: "helpdesk", a local file (JSON, JSONL, CSV, Parquet), or a hub data set.
+        dataset_config: configuration of a hub data set.
+        dataset_train_split: its split.
+        max_rows: demonstrations at most (for the built-in world: how many are made).
+        max_prompt_length: rows whose prompt has more tokens are left out, and counted; None refuses those that do not
+            fit into `max_length`.
+        eval_fraction: share of them held out for `loss/eval`; 0 for none.
+        model_config: fields of a new `LlamaConfig`; used where `model_name_or_path` is absent.
+        tokenizer_vocab_size: vocabulary of the new model's tokenizer.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "helpdesk, a local file, or a hub data set."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    max_rows: int | None = field(default=None, metadata={"help": "Demonstrations at most."})
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out prompts of more tokens."}
+    )
+    eval_fraction: float = field(
+        default=0.05, metadata={"help": "Share of them held out for loss/eval; 0 for none."}
+    )
+    model_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of a new LlamaConfig, where model_name_or_path is absent."}
+    )
+    tokenizer_vocab_size: int = field(
+        default=1024, metadata={"help": "Vocabulary of a new model's tokenizer."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_config, str):
+            try:
+                self.model_config = json.loads(self.model_config)
+            except json.JSONDecodeError as error:
+                raise UsageError(f"model_config is not valid JSON: {error}") from error
+
+
+def main() -> None:
+    """Run the stage."""
+    _, data_args, args, model_args = parse_stage("sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig))
+    quiet_libraries()
+    started = time.perf_counter()
+    dataset = load_demonstrations(data_args, args.seed)
+    tokenizer = prepare_tokenizer(data_args, model_args, dataset, args.output_dir)
+    model = prepare_model(data_args, model_args, tokenizer, args.seed)
+    dataset, args.assistant_only_loss = completions_only(dataset, tokenizer)
+    limits = [length for length in (args.max_length, context_length(model)) if length is not None]
+    args.max_length = min(limits, default=None)
+    num_left_out = 0
+    if "prompt" in dataset.column_names:
+        dataset, num_left_out = fit_prompts(
+            dataset, tokenizer, args.max_length, 1, data_args.max_prompt_length
+        )
+    train, held_out = split_rows(dataset, data_args.eval_fraction, args.seed)
+
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    stop_ids = model.generation_config.eos_token_id
+    result = trainer.train(
+        resume_from_checkpoint=checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
+    )
+    evaluation = trainer.evaluate() if held_out is not None else {}
+    model.generation_config.eos_token_id = stop_ids  # the Trainer may have put the tokenizer's EOS alone
+    trainer.save_model()
+
+    metrics: dict[str, float] = {"loss/train": last_loss(trainer.state.log_history, result.training_loss)}
+    if held_out is not None:
+        metrics |= {
+            "loss/eval": evaluation["eval_loss"],
+            "accuracy/token": evaluation["eval_mean_token_accuracy"],
+        }
+        metrics["num_demonstrations/eval"] = len(held_out)
+    metrics |= {
+        "num_demonstrations/train": len(train),
+        "num_demonstrations/left_out": num_left_out,
+        "num_parameters": trainer.model.num_parameters(),
+        "train/steps": trainer.state.global_step,
+        "train/seconds": time.perf_counter() - started,
+    }
+    finish_stage("sft", args.output_dir, metrics)
+
+
+def load_demonstrations(data_args: SFTArguments, seed: int) -> Dataset:
+    """Rows to learn from.
+
+    Raises:
+        UsageError: no data set is named.
+    """
+    if data_args.dataset_name is None:
+        raise UsageError(
+            "Name the demonstrations with --dataset_name (or `make sft DATA=...`): a file, or a hub data set."
+        )
+    return load_rows(
+        data_args.dataset_name,
+        "demonstrations",
+        split=data_args.dataset_train_split,
+        config=data_args.dataset_config,
+        max_rows=data_args.max_rows,
+        seed=seed,
+    ).dataset
+
+
+def prepare_tokenizer(
+    data_args: SFTArguments, model_args: ModelConfig, dataset: Dataset, output_dir: str
+) -> PreTrainedTokenizerBase:
+    """The named model's tokenizer, or one trained on the demonstrations by the main process."""
+    if model_args.model_name_or_path is not None:
+        return load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    state = PartialState()
+    if state.is_main_process:
+        trained = train_tokenizer(
+            (text for row in dataset for text in row_texts(row)), data_args.tokenizer_vocab_size
+        )
+        trained.save_pretrained(output_dir)
+    state.wait_for_everyone()
+    return load_tokenizer(output_dir)
+
+
+def prepare_model(
+    data_args: SFTArguments, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """The named model, or a new one.
+
+    Raises:
+        UsageError: neither is given, or an adapter is asked for on a new model.
+    """
+    if model_args.model_name_or_path is not None:
+        return load_policy(model_args.model_name_or_path, tokenizer, model_args)
+    if not isinstance(data_args.model_config, dict):
+        raise UsageError("Name a model with model_name_or_path, or describe a new one with model_config.")
+    if model_args.use_peft:
+        raise UsageError(
+            "use_peft trains an adapter on a model that exists: name one with model_name_or_path."
+        )
+    return new_policy(data_args.model_config, tokenizer, seed)
+
+
+def completions_only(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, bool]:
+    """Rows as `SFTTrainer` needs them for a loss on completions, and whether it is to use `assistant_only_loss`.
+
+    Prompt–completion rows are left alone. Conversations keep every turn where the chat template marks the assistant's
+    ({% generation %}); otherwise the last turn becomes the completion.
+    """
+    if "messages" not in dataset.column_names:
+        return dataset, False
+    if "generation %}" in (tokenizer.chat_template or ""):
+        return dataset, True
+    return dataset.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+        remove_columns=["messages"],
+    ), False
+
+
+def split_rows(dataset: Dataset, eval_fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Train and held-out rows.
+
+    Raises:
+        UsageError: the share leaves one of them empty.
+    """
+    if eval_fraction == 0:
+        return dataset, None
+    if not 1 <= round(len(dataset) * eval_fraction) < len(dataset):
+        raise UsageError(
+            f"eval_fraction {eval_fraction} of {len(dataset)} demonstrations leaves one side empty."
+        )
+    parts = dataset.train_test_split(test_size=round(len(dataset) * eval_fraction), seed=seed)
+    return parts["train"], parts["test"]
+
+
+def row_texts(row: dict[str, Any]) -> list[str]:
+    """Every text of a row, for the tokenizer to train on."""
+    values = [row[name] for name in ("text", "messages", "prompt", "completion") if row.get(name) is not None]
+    return [
+        text
+        for value in values
+        for text in ([value] if isinstance(value, str) else [m["content"] for m in value])
+    ]
+
+
+def last_loss(log_history: list[dict[str, Any]], default: float) -> float:
+    """Last training loss that was logged."""
+    return next((entry["loss"] for entry in reversed(log_history) if "loss" in entry), default)
+
+
+if __name__ == "__main__":
+    run_stage(main)

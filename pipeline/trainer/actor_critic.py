@@ -1,0 +1,166 @@
+"""The module that PPO trains: a policy and a separate critic, scored on sequences without left padding."""
+
+import inspect
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from ppo_core import Batch
+from reward_model.head import apply_head
+
+from .trl_internals import selective_log_softmax_and_entropy, use_adapter
+
+
+def completion_logprobs(
+    model: nn.Module, inputs: dict[str, Tensor], temperature: float, entropy_requires_grad: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each sampled token, and entropy of the distribution that it was drawn from.
+
+    Sequences stand as prompt, completion, padding. With nothing to the left of the prompt, causal attention needs
+    neither an attention mask nor position ids, so every architecture scores a padded row as it would the bare one.
+
+    Args:
+        model: causal language model.
+        inputs: `input_ids` [b, L], `prompt_lengths` [b], `completion_ids` [b, T] (see `pack_sequences`).
+        temperature: the logits are divided by it, as they were in sampling.
+        entropy_requires_grad: whether gradients flow through the entropy.
+
+    Returns:
+        `logprobs` [b, T] and `entropy` [b, T] in nats, float32. Past a completion's end they mean nothing.
+    """
+    input_ids = inputs["input_ids"]
+    first = int(inputs["prompt_lengths"].min()) - 1
+    kept = input_ids.shape[1] - first
+    arguments = inspect.signature(_base(model).forward).parameters
+    if "logits_to_keep" in arguments:
+        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+    else:
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, first:]
+    # The last position predicts nothing that was sampled.
+    logprobs, entropy = selective_log_softmax_and_entropy(
+        logits[:, :-1].float(), input_ids[:, first + 1 :], entropy_requires_grad, temperature
+    )
+    columns = _completion_columns(inputs, inputs["completion_ids"].shape[1]) - first
+    columns = columns.clamp(max=logprobs.shape[1] - 1)
+    return logprobs.gather(1, columns), entropy.gather(1, columns)
+
+
+def completion_values(critic: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Value of the prompt, and of the prompt with each token of the completion after it.
+
+    Args:
+        critic: sequence-classification model with one label; its head is applied at every position.
+        inputs: as for `completion_logprobs`.
+
+    Returns:
+        [b, T + 1] float32: column t is the value of the state in which token t is sampled, so that column 0
+        stands at the prompt's last token; the last column is the state after the last token.
+    """
+    hidden = critic.base_model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+    columns = _completion_columns(inputs, inputs["completion_ids"].shape[1] + 1).clamp(
+        max=hidden.shape[1] - 1
+    )
+    chosen = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    return apply_head(critic, chosen)
+
+
+def _completion_columns(inputs: dict[str, Tensor], count: int) -> Tensor:
+    offsets = torch.arange(count, device=inputs["input_ids"].device)
+    return inputs["prompt_lengths"].unsqueeze(1) - 1 + offsets
+
+
+def _base(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+class ActorCritic(nn.Module):
+    """Policy and critic in one module, so that one engine, one optimiser and one checkpoint hold both.
+
+    Args:
+        policy: causal language model, or one wrapped by PEFT.
+        critic: sequence-classification model with one label and a `score` head.
+        temperature: sampling temperature.
+        entropy_requires_grad: whether the objective has an entropy bonus.
+        reference_adapter: for a PEFT policy, the adapter of the frozen reference (None: the base model without
+            an adapter).
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        critic: PreTrainedModel,
+        temperature: float,
+        entropy_requires_grad: bool,
+        reference_adapter: str | None = None,
+    ):
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.temperature = temperature
+        self.entropy_requires_grad = entropy_requires_grad
+        self.reference_adapter = reference_adapter
+        # What Trainer, DeepSpeed, FSDP and TRL ask of a model.
+        self.is_gradient_checkpointing = False
+        self.config = policy.config
+        self.generation_config = policy.generation_config
+        self._no_split_modules = list(
+            {*(_base(policy)._no_split_modules or []), *(critic._no_split_modules or [])}
+        )
+
+    def forward(self, batch: Batch | dict[str, Tensor], task: str = "score") -> tuple[Tensor, ...]:
+        """Everything goes through here, which is what DDP, DeepSpeed, FSDP and autocast wrap.
+
+        Args:
+            batch: a minibatch, or its `inputs` alone (see `completion_logprobs`).
+            task: for inputs alone: "score" (log-probabilities [b, T] and values
+                [b, T + 1]) or "reference" (log-probabilities [b, T] of the frozen reference adapter).
+        """
+        if isinstance(batch, Batch):
+            return self.evaluate(batch)
+        if task == "reference":
+            with use_adapter(self.policy, self.reference_adapter):
+                return (completion_logprobs(self.policy, batch, self.temperature)[0],)
+        return completion_logprobs(self.policy, batch, self.temperature)[0], completion_values(
+            self.critic, batch
+        )
+
+    def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, values and entropy, each [b, T]: all that `ppo_core.update` asks of an actor-critic."""
+        inputs = minibatch.inputs
+        logprobs, entropy = completion_logprobs(
+            self.policy, inputs, self.temperature, self.entropy_requires_grad
+        )
+        return logprobs, completion_values(self.critic, inputs)[:, :-1], entropy
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The policy's `generate`, ruled by the given generation config alone.
+
+        `generate` fills whatever a config leaves open from the model's own (a repetition penalty, say, which
+        scoring would not know of), so the model's own is put aside meanwhile.
+        """
+        owners = [self.policy, *([_base(self.policy)] if isinstance(self.policy, PeftModel) else [])]
+        own = [owner.generation_config for owner in owners]
+        for owner in owners:
+            owner.generation_config = GenerationConfig()
+        try:
+            return self.policy.generate(*args, **kwargs)
+        finally:
+            for owner, config in zip(owners, own, strict=True):
+                owner.generation_config = config
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute activations in the backward pass of policy and critic."""
+        self.is_gradient_checkpointing = True
+        for model in (self.policy, self.critic):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass."""
+        self.is_gradient_checkpointing = False
+        for model in (self.policy, self.critic):
+            model.gradient_checkpointing_disable()

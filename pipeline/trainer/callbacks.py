@@ -1,0 +1,90 @@
+"""What a person sees of a running PPO, and how ctrl-C ends it without losing anything."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+# Figures of the progress line, in its order, with the names that fit on it.
+SHOWN = {
+    "reward/mean": "reward",
+    "kl/ref": "kl",
+    "policy/entropy": "entropy",
+    "policy/clip_fraction": "clipped",
+    "value/explained_variance": "critic",
+    "completions/mean_length": "length",
+}
+
+
+class PPOProgressCallback(ProgressCallback):
+    """Trainer's bar (rate and time left), with one line of the figures that matter instead of whole dictionaries."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the line above the bar."""
+        if self.training_bar is None or not logs:
+            return
+        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        figures = [
+            f"{label} {logs[prefix + name]:.3g}" for name, label in SHOWN.items() if prefix + name in logs
+        ]
+        if figures:
+            where = "evaluation" if prefix else f"iteration {state.global_step}"
+            self.training_bar.write(f"{where:>14}  " + "  ".join(figures))
+
+
+class InterruptCallback(TrainerCallback):
+    """On SIGINT or SIGTERM: finish the iteration, save a checkpoint and stop. A second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over the signals (only possible in the main thread)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Save and stop after this iteration if any process was signalled."""
+        if self._any_process_interrupted():
+            self.interrupted = True
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("\nFinishing this iteration and saving a checkpoint; once more to stop at once.", flush=True)
+
+    def _any_process_interrupted(self) -> bool:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.interrupted
+        flags: list[bool | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(flags, self.interrupted)
+        return any(flags)

@@ -1,0 +1,227 @@
+"""PPOConfig: Transformers' training arguments, the PPO hyperparameters, and what a language model adds to them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ppo_core import PPOHyperparameters
+
+# Scoring divides the logits by the temperature and by nothing else. A setting that changes the sampling
+# distribution in another way would make the probability ratio differ from 1 before the first step.
+SAMPLING_SETTINGS_SCORING_IGNORES = (
+    "do_sample", "num_beams", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "guidance_scale",
+    "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "renormalize_logits", "watermarking_config", "min_length",
+    "min_new_tokens", "encoder_repetition_penalty", "diversity_penalty", "penalty_alpha", "dola_layers",
+)  # fmt: skip
+SETTINGS_WITH_A_FIELD = {
+    "temperature": "temperature",
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+    "eos_token_id": "stop_tokens",
+    "stop_strings": "stop_tokens",
+}
+
+
+@dataclass
+class PPOConfig(PPOHyperparameters, TrainingArguments):
+    """Settings of `PPOTrainer`.
+
+    One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the
+    number of prompts (and so of completions) that each process samples for an iteration, and `learning_rate` is
+    scheduled once an iteration.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs", "chat_template_kwargs"]  # noqa: RUF012
+
+    learning_rate: float = field(
+        default=3e-6,
+        metadata={
+            "help": "Learning rate of the policy (and of the critic, unless critic_learning_rate is set)."
+        },
+    )
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the critic; the policy's where not set."}
+    )
+    critic_warmup_iterations: int = field(
+        default=0, metadata={"help": "First iterations in which only the critic learns."}
+    )
+    adam_epsilon: float = field(
+        default=1e-5, metadata={"help": "Epsilon of Adam (1e-5 in InstructGPT's and OpenAI's PPO)."}
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Prompts a process samples for one iteration."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Prompts a process completes at a time in evaluate()."}
+    )
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sequences in one forward or backward pass; changes memory and speed, not results. All of a minibatch where not set."
+        },
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Sequences generated at a time by a process; all of its batch where not set."},
+    )
+    max_completion_length: int = field(default=128, metadata={"help": "Most tokens in a completion."})
+    temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Sampling temperature. Scoring divides the logits by it too, so the policy that learns is the one that is sampled."
+        },
+    )
+    stop_tokens: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further tokens that end a completion, besides the EOS ids of the tokenizer and of the model's generation config."
+        },
+    )
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Further arguments of generate(), as JSON, e.g. \'{"cache_implementation": "static"}\'. Those that change the sampling distribution are refused.'
+        },
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template, as JSON."}
+    )
+    kl_coef: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty in the reward."})
+    kl_estimator: str = field(
+        default="k1", metadata={"help": "Estimator of the KL penalty in the reward: k1, k2 or k3."}
+    )
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "Where set, kl_coef adapts so that the KL of a completion (in nats) comes to it."},
+    )
+    kl_horizon: int = field(
+        default=10_000,
+        metadata={"help": "Completions over which the adaptive kl_coef changes by the order of itself."},
+    )
+    missing_eos_penalty: float = field(
+        default=1.0,
+        metadata={"help": "Subtracted from the score of a completion that was cut at max_completion_length."},
+    )
+    truncation: str = field(
+        default="penalty",
+        metadata={
+            "help": "What a cut completion means: 'penalty' (it ends there, and missing_eos_penalty is charged) or 'bootstrap' (it would have gone on: the critic's value of its end is added)."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function; 1 each where not set."}
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Clip scores to plus or minus this much, after normalising."}
+    )
+    normalize_rewards: bool = field(
+        default=False, metadata={"help": "Divide scores by their running standard deviation."}
+    )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={
+            "help": "Turn dropout off in all models, without which the ratio is not 1 before the first step."
+        },
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Print a table of completions whenever metrics are logged."}
+    )
+    num_completions_to_print: int = field(default=4, metadata={"help": "Rows of that table."})
+
+    # Defaults of Trainer that suit PPO.
+    logging_steps: float = field(default=1, metadata={"help": "Iterations between two log lines."})
+    lr_scheduler_type: str = field(
+        default="linear", metadata={"help": "Schedule of the learning rates over the iterations."}
+    )
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Leave out the last, smaller batch of an epoch."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Reward functions read the columns, so they are kept."}
+    )
+    report_to: str | list[str] | None = field(
+        default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, trackio, none."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings before any model is loaded.
+
+        Raises:
+            ValueError: a setting is out of range, or is one that this trainer cannot honour.
+        """
+        super().__post_init__()
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        if self.fp16:
+            raise ValueError(
+                "fp16 is not supported: its loss scaler skips optimiser steps. Use bf16=True or fp32."
+            )
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, but one step is one PPO iteration. "
+                "Leave it at 1 and set micro_batch_size, which bounds memory without changing results."
+            )
+        if not self.dataloader_drop_last:
+            raise ValueError(
+                "dataloader_drop_last must stay True: every iteration has the same number of prompts."
+            )
+        if self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length must be at least 1, got {self.max_completion_length}.")
+        if self.temperature <= 0:
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}: PPO needs samples, greedy decoding has no ratio."
+            )
+        if self.kl_estimator not in ("k1", "k2", "k3"):
+            raise ValueError(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}.")
+        if self.truncation not in ("penalty", "bootstrap"):
+            raise ValueError(f"truncation must be 'penalty' or 'bootstrap', got {self.truncation!r}.")
+        for name in ("kl_coef", "missing_eos_penalty", "critic_warmup_iterations"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in (
+            "micro_batch_size",
+            "generation_batch_size",
+            "kl_target",
+            "reward_clip",
+            "critic_learning_rate",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+        self._check_generation_kwargs()
+        self._check_batch_sizes()
+
+    def _check_generation_kwargs(self) -> None:
+        for name in self.generation_kwargs or {}:
+            if name in SETTINGS_WITH_A_FIELD:
+                raise ValueError(
+                    f"generation_kwargs: set `{SETTINGS_WITH_A_FIELD[name]}` instead of `{name}`."
+                )
+            if name in SAMPLING_SETTINGS_SCORING_IGNORES:
+                raise ValueError(
+                    f"generation_kwargs: `{name}` changes the distribution that is sampled, but scoring ignores it, so "
+                    "the probability ratio would not be 1 before the first step. Remove it."
+                )
+
+    def _check_batch_sizes(self) -> None:
+        local = self.per_device_train_batch_size
+        if local * self.world_size % self.num_minibatches:
+            raise ValueError(
+                f"{local * self.world_size} completions an iteration (per_device_train_batch_size={local} x "
+                f"{self.world_size} processes) do not divide into num_minibatches={self.num_minibatches}."
+            )
+        minibatch = local * self.world_size // self.num_minibatches
+        if self.micro_batch_size is not None and minibatch % self.micro_batch_size:
+            raise ValueError(
+                f"A minibatch of {minibatch} completions (per_device_train_batch_size={local} x {self.world_size} "
+                f"processes / num_minibatches={self.num_minibatches}) does not divide into "
+                f"micro_batch_size={self.micro_batch_size}."
+            )
+        if self.generation_batch_size is not None and local % self.generation_batch_size:
+            raise ValueError(
+                f"per_device_train_batch_size={local} does not divide into "
+                f"generation_batch_size={self.generation_batch_size}."
+            )

@@ -1,0 +1,154 @@
+"""The models around the policy: its frozen reference, its critic, and reward models as scorers."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from reward_model.head import init_head, load_reward_model
+from reward_model.scoring import RewardScorer
+
+from .rewards import RewardFunction
+from .trl_internals import prepare_deepspeed, prepare_fsdp
+
+
+def split_reference(
+    policy: PreTrainedModel | PeftModel, peft_config: PeftConfig | None
+) -> tuple[nn.Module, nn.Module | None, str | None]:
+    """Freeze what the policy is now, as the reference of the KL penalty.
+
+    A full model is copied. With `peft_config` the base serves both: the reference is the policy with its adapter off.
+    A policy that comes with an adapter (trained in the SFT stage, say) keeps a frozen copy of it beside: to switch
+    it off would make the base model the reference, without what SFT taught.
+
+    Args:
+        policy: model, or a model with one trainable adapter.
+        peft_config: adapter to train on a model that has none.
+
+    Returns:
+        The policy to train; the reference model, None where it is the policy's own base; and the adapter that is
+        the reference in that case (None: no adapter).
+
+    Raises:
+        ValueError: `peft_config` for a model that has an adapter.
+    """
+    if isinstance(policy, PeftModel):
+        if peft_config is not None:
+            raise ValueError(
+                "The model has an adapter already, and peft_config asks for another. Merge the first "
+                "(model.merge_and_unload()), or leave peft_config out to train it further."
+            )
+        policy.add_adapter("reference", policy.peft_config["default"])
+        for name, parameter in policy.named_parameters():
+            if ".default." in name:
+                policy.get_parameter(name.replace(".default.", ".reference.")).data.copy_(parameter.data)
+        policy.set_adapter("default")
+        return policy, None, "reference"
+    if peft_config is not None:
+        return get_peft_model(policy, peft_config), None, None
+    reference = copy.deepcopy(policy)
+    reference.requires_grad_(False)
+    return policy, reference.eval(), None
+
+
+def place_reference(reference: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Shard or move a frozen model as Accelerate is set up to."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return prepare_deepspeed(reference, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return prepare_fsdp(reference, accelerator)
+    return reference.to(accelerator.device)
+
+
+def make_scorers(reward_funcs: Any, tokenizers: Any, batch_size: int) -> list[RewardFunction | RewardScorer]:
+    """Reward functions as they are, and reward models (given or named) as scorers with tokenizers of their own.
+
+    Raises:
+        ValueError: no reward function, a tokenizer too many or too few, or a model that gives no single score.
+    """
+    functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    if not functions:
+        raise ValueError("reward_funcs is empty: name at least one reward function or reward model.")
+    given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(functions)
+    if len(given) != len(functions):
+        raise ValueError(
+            f"reward_processing_classes has {len(given)} entries for {len(functions)} reward_funcs."
+        )
+    return [
+        _scorer(function, tokenizer, batch_size) for function, tokenizer in zip(functions, given, strict=True)
+    ]
+
+
+def _scorer(
+    function: Any, tokenizer: PreTrainedTokenizerBase | None, batch_size: int
+) -> RewardFunction | RewardScorer:
+    if isinstance(function, str):
+        function = load_reward_model(function)
+    if not isinstance(function, nn.Module):
+        return function
+    if function.config.num_labels != 1:
+        raise ValueError(
+            f"A reward model has one label, its score; {type(function).__name__} has {function.config.num_labels}."
+        )
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)
+    scorer = RewardScorer(function, tokenizer, batch_size)
+    scorer.name = Path(function.config._name_or_path).name or "reward_model"
+    return scorer
+
+
+def make_critic(
+    value_model: PreTrainedModel | str | None,
+    policy: PreTrainedModel | PeftModel,
+    scorers: list[RewardScorer],
+) -> PreTrainedModel:
+    """The critic: `value_model` (never the very object that scores), or the policy's backbone with a new head.
+
+    Raises:
+        ValueError: the critic cannot read the policy's tokens, or has no head for one value.
+    """
+    if isinstance(value_model, str):
+        critic = load_reward_model(value_model, dtype=torch.float32)
+    elif value_model is not None:
+        shared = any(value_model is scorer.model for scorer in scorers)
+        critic = copy.deepcopy(value_model) if shared else value_model
+    elif isinstance(policy, PeftModel):
+        raise ValueError("Name a value_model: a critic is made of a policy only before it has an adapter.")
+    else:
+        critic = _critic_of(policy)
+    if not hasattr(critic, "score") or critic.score.out_features != 1:
+        raise ValueError(
+            f"The critic is a {type(critic).__name__} without a `score` head for one value. Use a "
+            "sequence-classification model with num_labels=1."
+        )
+    vocabulary, own = policy.config.get_text_config().vocab_size, critic.config.get_text_config().vocab_size
+    if own != vocabulary:
+        raise ValueError(
+            f"The critic's vocabulary has {own} tokens, the policy's {vocabulary}: a critic reads the policy's tokens. "
+            "Start it from the policy (value_model=None)."
+        )
+    critic.requires_grad_(True)
+    return critic
+
+
+def _critic_of(policy: PreTrainedModel) -> PreTrainedModel:
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"Transformers has no sequence-classification model for {type(config).__name__}; name a value_model."
+        )
+    critic = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+    critic.base_model.load_state_dict(policy.base_model.state_dict())
+    init_head(critic)
+    return critic.to(policy.device)

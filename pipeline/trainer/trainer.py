@@ -1,0 +1,391 @@
+"""PPOTrainer: Transformers' Trainer outside, the phases of PPO inside. One Trainer step is one PPO iteration."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, set_seed
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ppo_core import (
+    AdaptiveKLController,
+    Batch,
+    FixedKLController,
+    gae,
+    kl_estimate,
+    update,
+)
+from reward_model.scoring import RewardScorer
+
+from .actor_critic import ActorCritic, completion_logprobs
+from .base import ActorCriticTrainer
+from .callbacks import InterruptCallback, PPOProgressCallback
+from .checks import check_dataset, check_ratio, check_sampling
+from .config import PPOConfig
+from .models import make_critic, make_scorers, place_reference, split_reference
+from .rewards import (
+    RewardFunction,
+    RunningMoments,
+    call_reward_function,
+    combine_rewards,
+    reward_name,
+    token_rewards,
+)
+from .rollout import (
+    Rollout,
+    ScoredRollout,
+    decode_completions,
+    encode_prompts,
+    end_token_ids,
+    pack_sequences,
+    sample,
+    sampling_config,
+)
+from .trl_internals import (
+    disable_dropout_in_model,
+    print_prompt_completions_sample,
+    unwrap_model_for_generation,
+)
+
+Row = dict[str, Any]
+
+
+class PPOTrainer(ActorCriticTrainer):
+    """PPO against reward functions and reward models, with a KL penalty to the model it starts from.
+
+    Each step: sample a completion for each prompt (`generate`), score it (`score`), turn scores into advantages
+    (`to_batch`), and take `num_ppo_epochs x num_minibatches` optimiser steps (`ppo_core.update`).
+
+    Args:
+        model: causal language model, its name or folder, or one with a PEFT adapter to train further.
+        reward_funcs: one or several of: a function `f(prompts, completions, completion_ids, **columns)` that
+            returns a number (or None, where it does not judge) for each completion; a sequence-classification
+            model with one label; the name or folder of such a model; a `RewardScorer`.
+        args: settings.
+        train_dataset: rows with a `prompt`, plain or conversational; further columns go to reward functions.
+        eval_dataset: likewise, for `evaluate`.
+        processing_class: the policy's tokenizer; loaded from the model's name where not given.
+        reward_processing_classes: tokenizers of the reward models, in the order of `reward_funcs`; loaded from
+            their names where not given.
+        value_model: the critic to start from; a new head on the policy's backbone where not given.
+        callbacks: further callbacks.
+        optimizers: an optimiser and a schedule of your own.
+        peft_config: adapter to train; the reference is then the policy with the adapter off.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Any,
+        args: PPOConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        value_model: PreTrainedModel | str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        args = args or PPOConfig()
+        set_seed(args.seed)
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if tokenizer.pad_token_id is None:
+            # Harmless: every mask is made from lengths, so a pad that is also EOS hides no end.
+            tokenizer.pad_token = tokenizer.eos_token
+        self.end_ids = end_token_ids(tokenizer, model.generation_config, args.stop_tokens)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if dataset is not None:
+                check_dataset(name, dataset, tokenizer, model.config, args)
+
+        self.reward_functions: list[RewardFunction | RewardScorer] = make_scorers(
+            reward_funcs, reward_processing_classes, args.per_device_eval_batch_size
+        )
+        self.reward_names = [reward_name(function) for function in self.reward_functions]
+        self.reward_weights = args.reward_weights or [1.0] * len(self.reward_functions)
+        if len(self.reward_weights) != len(self.reward_functions):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_functions)} reward functions."
+            )
+
+        scorers = [function for function in self.reward_functions if isinstance(function, RewardScorer)]
+        critic = make_critic(value_model, model, scorers)
+        policy, reference, reference_adapter = split_reference(model, peft_config)
+        trained = ActorCritic(policy, critic, args.temperature, args.ent_coef > 0, reference_adapter)
+        if args.disable_dropout:
+            for module in (trained, *([reference] if reference is not None else [])):
+                disable_dropout_in_model(module)
+
+        self.interrupt = InterruptCallback()
+        super().__init__(
+            model=trained,
+            args=args,
+            data_collator=lambda rows: rows,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=[*(callbacks or []), self.interrupt],
+            optimizers=optimizers,
+        )
+        # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
+        set_seed(args.seed, device_specific=True)
+        if self.accelerator.mixed_precision == "fp16":
+            raise ValueError(
+                "fp16 is not supported: its loss scaler skips optimiser steps. Use bf16 or fp32."
+            )
+        if self.is_world_process_zero() and not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(PPOProgressCallback())
+        self.remove_callback(PrinterCallback)
+
+        self.reference = place_reference(reference, self.accelerator) if reference is not None else None
+        for scorer in scorers:
+            scorer.model.to(self.accelerator.device)
+        self.generation_config = sampling_config(
+            args.temperature,
+            args.max_completion_length,
+            self.end_ids,
+            tokenizer.pad_token_id,
+            args.generation_kwargs,
+        )
+        self.kl_controller = (
+            FixedKLController(args.kl_coef)
+            if args.kl_target is None
+            else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        )
+        self.reward_moments = RunningMoments()
+        self._checked = False
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._last_rollout: ScoredRollout | None = None
+
+    # One iteration.
+
+    def training_step(self, model: nn.Module, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
+        """One PPO iteration on a list of prompt rows. Returns the policy loss, for Trainer's own average."""
+        model.train()
+        if not self._checked:
+            self._check_sampling(inputs)
+        scored = self.score(self.generate(inputs))
+        batch, sequence_kl = self.to_batch(scored)
+        stats = update(
+            model,
+            self.optimizer,
+            batch,
+            self.args,
+            self.accelerator,
+            self.args.micro_batch_size or len(batch),
+            generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
+            value_only=self.state.global_step < self.args.critic_warmup_iterations,
+        )
+        if not self._checked:
+            check_ratio(stats.max_abs_log_ratio_first, self.model, self.accelerator.mixed_precision)
+            self._checked = True
+        rollout_metrics = self._mean_metrics(self.accelerator.gather(self._figures(scored, sequence_kl)))
+        for name, value in {
+            **rollout_metrics,
+            **stats.metrics(),
+            "kl_coef": self.kl_controller.value,
+        }.items():
+            self._metrics[name].append(value)
+        self.kl_controller.update(rollout_metrics["kl/ref"], len(batch) * self.accelerator.num_processes)
+        self._last_rollout = scored
+        return torch.tensor(stats.policy_loss, device=self.accelerator.device)
+
+    def generate(self, rows: list[Row]) -> Rollout:
+        """Sample a completion for the prompt of each row."""
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.chat_template_kwargs)
+        with self._generation_model() as actor_critic:
+            completion_ids, truncated = sample(
+                actor_critic,
+                prompt_ids,
+                self.generation_config,
+                self.args.generation_batch_size or len(rows),
+                self.accelerator.device,
+            )
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        completions = decode_completions(prompts, completion_ids, self.processing_class)
+        return Rollout(prompts, columns, prompt_ids, completion_ids, truncated, completions)
+
+    def score(self, rollout: Rollout, training: bool = True) -> ScoredRollout:
+        """Judge each completion: the weighted rewards, normalised and clipped where set, less the missing-EOS penalty.
+
+        Args:
+            rollout: B completions.
+            training: whether the running reward statistics take these scores in.
+        """
+        device = self.accelerator.device
+        rewards = torch.tensor(
+            [call_reward_function(function, rollout) for function in self.reward_functions], device=device
+        ).T
+        scores = combine_rewards(rewards, self.reward_weights, rollout)
+        if self.args.normalize_rewards:
+            if training:
+                self.reward_moments.update(self.accelerator.gather(scores))
+            scores = scores / self.reward_moments.std
+        if self.args.reward_clip is not None:
+            scores = scores.clamp(-self.args.reward_clip, self.args.reward_clip)
+        if self.args.truncation == "penalty":
+            scores = scores - self.args.missing_eos_penalty * torch.tensor(rollout.truncated, device=device)
+        return ScoredRollout(rollout, rewards, scores)
+
+    def to_batch(self, scored: ScoredRollout) -> tuple[Batch, Tensor]:
+        """Log-probabilities and values of the rollout, its KL to the reference, rewards per token, and advantages.
+
+        Returns:
+            The batch that `update` learns from, and each completion's KL to the reference [B] in nats: the k1 sum,
+            which is unbiased whichever estimator the reward uses.
+        """
+        args, rollout = self.args, scored.rollout
+        inputs, mask = self._pack(rollout)
+        logprobs, values, ref_logprobs = self._score_tokens(inputs)
+        kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator)
+        bootstrap = None
+        if args.truncation == "bootstrap":
+            end_values = values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
+            bootstrap = torch.where(torch.tensor(rollout.truncated, device=mask.device), end_values, 0.0)
+        rewards, discounts = token_rewards(
+            scored.scores, kl, self.kl_controller.value, mask, args.gamma, bootstrap
+        )
+        advantages = gae(rewards, discounts, values, args.gae_lambda, mask)
+        batch = Batch(
+            inputs=inputs,
+            old_logprobs=logprobs,
+            old_values=values[:, :-1],
+            advantages=advantages,
+            returns=advantages + values[:, :-1],
+            mask=mask,
+        )
+        return batch, torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
+
+    def _pack(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
+        pad_id = self.processing_class.pad_token_id
+        inputs = pack_sequences(rollout.prompt_ids, rollout.completion_ids, pad_id, self.accelerator.device)
+        return inputs, inputs.pop("mask")
+
+    @torch.no_grad()
+    def _score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B, T], values [B, T + 1] and the reference's log-probabilities [B, T]."""
+        rows = len(inputs["input_ids"])
+        size = self.args.micro_batch_size or rows
+        parts = []
+        for start in range(0, rows, size):
+            chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
+            logprobs, values = self.model_wrapped(chunk)
+            if self.reference is None:
+                (ref_logprobs,) = self.model_wrapped(chunk, task="reference")
+            else:
+                with self.accelerator.autocast():
+                    ref_logprobs, _ = completion_logprobs(self.reference, chunk, self.args.temperature)
+            parts.append((logprobs, values, ref_logprobs))
+        logprobs, values, ref_logprobs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return logprobs, values, ref_logprobs
+
+    @contextmanager
+    def _generation_model(self) -> Iterator[ActorCritic]:
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as actor_critic,
+            torch.no_grad(),
+            self.accelerator.autocast(),
+        ):
+            yield actor_critic
+
+    def _check_sampling(self, rows: list[Row]) -> None:
+        prompts = [row["prompt"] for row in rows[:4]]
+        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.chat_template_kwargs)
+        with self._generation_model() as actor_critic:
+            check_sampling(actor_critic, prompt_ids, self.generation_config, self.accelerator)
+
+    # Evaluation and logging.
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Complete and score the evaluation prompts with the policy as it is; training's random state is untouched.
+
+        Returns:
+            Means over all prompts, under the training metrics' names with `metric_key_prefix` before them.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.per_device_eval_batch_size
+        figures: list[list[float]] = []
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            self.accelerator.split_between_processes(list(range(len(dataset))), apply_padding=True) as own,
+        ):
+            torch.manual_seed(self.args.seed + self.accelerator.process_index)
+            for start in range(0, len(own), size):
+                scored = self.score(
+                    self.generate([dataset[i] for i in own[start : start + size]]), training=False
+                )
+                inputs, mask = self._pack(scored.rollout)
+                logprobs, _, ref_logprobs = self._score_tokens(inputs)
+                sequence_kl = torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
+                figures += self._figures(scored, sequence_kl).tolist()
+        # What `apply_padding` repeats stands at the end.
+        everyone = torch.tensor(gather_object(figures)[: len(dataset)])
+        metrics = {
+            f"{metric_key_prefix}_{name}": value for name, value in self._mean_metrics(everyone).items()
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _figures(self, scored: ScoredRollout, sequence_kl: Tensor) -> Tensor:
+        """[B, 4 + F]: score, KL, length, truncated, and the reward of each function, for each completion."""
+        rollout = scored.rollout
+        lengths = torch.tensor([float(len(ids)) for ids in rollout.completion_ids], device=sequence_kl.device)
+        truncated = torch.tensor(rollout.truncated, device=sequence_kl.device).float()
+        columns = torch.stack([scored.scores, sequence_kl, lengths, truncated], dim=1)
+        return torch.cat([columns, scored.rewards], dim=1)
+
+    def _mean_metrics(self, figures: Tensor) -> dict[str, float]:
+        names = ("reward/mean", "kl/ref", "completions/mean_length", "completions/truncated_fraction")
+        means = figures.nanmean(dim=0).tolist()
+        metrics = dict(zip([*names, *(f"reward/{name}" for name in self.reward_names)], means, strict=True))
+        return {**metrics, "reward/std": float(figures[:, 0].std(correction=0))}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means of the PPO metrics since the last log line in place of Trainer's own loss."""
+        if "learning_rate" in logs:
+            logs.pop("loss", None)
+            logs.pop("grad_norm", None)
+            for name, values in self._metrics.items():
+                finite = [value for value in values if math.isfinite(value)]
+                if finite:
+                    logs[name] = sum(finite) / len(finite)
+            self._metrics.clear()
+            if self.args.log_completions and self._last_rollout is not None and self.is_world_process_zero():
+                self._print_completions(self._last_rollout)
+        super().log(logs, start_time)
+
+    def _print_completions(self, scored: ScoredRollout) -> None:
+        rollout = scored.rollout
+        print_prompt_completions_sample(
+            rollout.prompts,
+            rollout.completions,
+            {name: column.tolist() for name, column in zip(self.reward_names, scored.rewards.T, strict=True)},
+            scored.scores.tolist(),
+            self.state.global_step,
+            self.args.num_completions_to_print,
+        )

@@ -1,0 +1,22 @@
+"""Everything of TRL that is not its public API and that the trainer uses, in one place.
+
+`tests/test_trl_internals.py` imports this file and names whatever a new TRL has moved.
+"""
+
+from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.trainer.utils import (
+    disable_dropout_in_model,
+    print_prompt_completions_sample,
+    selective_log_softmax_and_entropy,
+    use_adapter,
+)
+
+__all__ = [
+    "disable_dropout_in_model",
+    "prepare_deepspeed",
+    "prepare_fsdp",
+    "print_prompt_completions_sample",
+    "selective_log_softmax_and_entropy",
+    "unwrap_model_for_generation",
+    "use_adapter",
+]

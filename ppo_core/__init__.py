@@ -1,0 +1,25 @@
+"""The mathematics of PPO, for a paddle and for a language model alike: torch and accelerate only."""
+
+from ppo_core.advantages import explained_variance, gae, masked_mean, whiten
+from ppo_core.batch import Batch
+from ppo_core.kl_control import AdaptiveKLController, FixedKLController
+from ppo_core.objective import PPOHyperparameters, entropy, kl_estimate, policy_loss, value_loss
+from ppo_core.stats import PPOStats
+from ppo_core.update import update
+
+__all__ = [
+    "AdaptiveKLController",
+    "Batch",
+    "FixedKLController",
+    "PPOHyperparameters",
+    "PPOStats",
+    "entropy",
+    "explained_variance",
+    "gae",
+    "kl_estimate",
+    "masked_mean",
+    "policy_loss",
+    "update",
+    "value_loss",
+    "whiten",
+]

@@ -1,0 +1,155 @@
+"""The only optimiser loop: epochs × minibatches × micro-batches over one rollout."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast
+from torch import nn
+
+from ppo_core.advantages import explained_variance, masked_sum, whiten
+from ppo_core.batch import Batch, minibatch_rows
+from ppo_core.objective import PPOHyperparameters
+from ppo_core.stats import Outcome, PPOStats, summarise
+from ppo_core.step import ActorCritic, MinibatchStep
+
+
+def update(
+    policy: ActorCritic | nn.Module,
+    optimizer: Any,
+    batch: Batch,
+    hyper: PPOHyperparameters,
+    accelerator: Accelerator,
+    micro_batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    value_only: bool = False,
+) -> PPOStats:
+    """Improve an actor-critic on one rollout with PPO (Schulman et al. 2017, algorithm 1).
+
+    Each minibatch takes one optimiser step on
+
+        mean(policy_loss) + vf_coef · mean(value_loss) − ent_coef · mean(entropy)
+
+    where a mean is a sum over unmasked elements divided by their number in the whole minibatch, over all
+    micro-batches and ranks. The global batch is what the ranks hold, one after the other; each epoch permutes its
+    rows and splits them into `num_minibatches`. So losses, gradients and figures are the same for any micro-batch
+    size, padding or number of processes. Advantages are whitened once, over the whole global batch.
+
+    With `target_kl`, the update ends before the step at which the minibatch's approximate KL (k3) to the rollout's
+    policy exceeds 1.5 · target_kl, as in Stable-Baselines3; under DeepSpeed, whose engine steps inside its
+    backward, right after that step.
+
+    Gradients are None afterwards. Stepping a learning-rate schedule, and switching dropout off, are the caller's.
+
+    Args:
+        policy: the actor-critic, as `accelerator.prepare` gave it (plain, DDP, FSDP or a DeepSpeed engine). Its
+            `evaluate(minibatch)` (see `ActorCritic`) is called on `accelerator.device` under autocast; where the
+            policy is wrapped, the call is led through the wrapper's `forward`, so that gradients are synchronised.
+        optimizer: over the policy's parameters, prepared or not; each parameter group keeps its learning rate.
+        batch: this rank's rows of the rollout, possibly none.
+        hyper: settings of the objective; gamma and gae_lambda are not read here.
+        accelerator: with `gradient_accumulation_steps` 1 and without fp16.
+        micro_batch_size: rows in one forward pass of one rank.
+        generator: CPU generator that permutes the rows (that of rank 0 decides); PyTorch's own when None.
+        value_only: train the critic alone, on vf_coef · mean(value_loss), as in a warm-up; `target_kl` is not
+            looked at. Parameters that the value loss does not reach stay as they are, except under DeepSpeed, which
+            gives them zero gradients: set the learning rate of their group to 0 there.
+
+    Returns:
+        What the update did, the same on all ranks.
+
+    Raises:
+        ValueError: the settings do not fit together, or `evaluate` returned a wrong shape.
+        FloatingPointError: a loss, an input of it or a gradient is not finite; raised on all ranks alike.
+    """
+    _check_setup(policy, hyper, accelerator, micro_batch_size)
+    # All but the inputs, which may be large, go to the device at once.
+    batch = replace(replace(batch, inputs={}).to(accelerator.device), inputs=batch.inputs)
+    shard_sizes = accelerator.gather(torch.tensor([len(batch)], device=accelerator.device)).tolist()
+    _check_batch(batch, sum(shard_sizes), hyper, accelerator)
+    critic_quality = explained_variance(batch.old_values, batch.returns, batch.mask, accelerator).item()
+    if hyper.whiten_advantages:
+        batch = replace(batch, advantages=whiten(batch.advantages, batch.mask, accelerator=accelerator))
+
+    step = MinibatchStep(policy, optimizer, hyper, accelerator, value_only)
+    epochs: list[list[Outcome]] = []
+    for _ in range(hyper.num_ppo_epochs):
+        epochs.append(_epoch(step, batch, shard_sizes, micro_batch_size, generator))
+        if epochs[-1][-1].too_far:
+            break
+    max_abs_log_ratio_first = accelerator.reduce(epochs[0][0].max_abs_log_ratio, "max").item()
+    return summarise(epochs, critic_quality, max_abs_log_ratio_first)
+
+
+def _epoch(
+    step: MinibatchStep,
+    batch: Batch,
+    shard_sizes: list[int],
+    micro_batch_size: int,
+    generator: torch.Generator | None,
+) -> list[Outcome]:
+    """Go once through the global batch, or until the policy is too far from the rollout's."""
+    accelerator = step.accelerator
+    permutation = torch.randperm(sum(shard_sizes), generator=generator).to(accelerator.device)
+    minibatches = minibatch_rows(broadcast(permutation).cpu(), step.hyper.num_minibatches, shard_sizes)
+    own_rows = [rows_by_rank[accelerator.process_index] for rows_by_rank in minibatches]
+    counts = accelerator.reduce(torch.stack([batch.mask[rows].sum() for rows in own_rows]), "sum")
+    outcomes: list[Outcome] = []
+    for rows, rows_by_rank, count in zip(own_rows, minibatches, counts.tolist(), strict=True):
+        if count == 0:
+            continue
+        # A rank with fewer rows than another still takes part in as many forward and backward passes.
+        num_micro_batches = max(math.ceil(len(r) / micro_batch_size) for r in rows_by_rank)
+        micro_batches = batch.micro_batches(rows, micro_batch_size, num_micro_batches)
+        outcomes.append(step(micro_batches, num_micro_batches, count))
+        if outcomes[-1].too_far:
+            break
+    return outcomes
+
+
+def _check_setup(
+    policy: Any, hyper: PPOHyperparameters, accelerator: Accelerator, micro_batch_size: int
+) -> None:
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be at least 1, but is {micro_batch_size}.")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps must be 1, but is {accelerator.gradient_accumulation_steps}: update "
+            "accumulates over micro-batches itself. Set micro_batch_size instead."
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "fp16 is not supported: its loss scaling skips steps, so that epochs and minibatches would no longer "
+            "be what was asked for. Use bf16 or fp32."
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        clipping = policy.gradient_clipping()
+        if clipping != hyper.max_grad_norm:
+            raise ValueError(
+                f"max_grad_norm is {hyper.max_grad_norm}, but DeepSpeed was set up with gradient_clipping "
+                f"{clipping}: set the latter to the same number (or to auto, where a Trainer fills it in)."
+            )
+
+
+def _check_batch(batch: Batch, num_rows: int, hyper: PPOHyperparameters, accelerator: Accelerator) -> None:
+    """Check the global batch of `num_rows` rows, with the same verdict on all ranks."""
+    if num_rows < hyper.num_minibatches:
+        raise ValueError(
+            f"{num_rows} rows (of all processes together) cannot be split into num_minibatches = "
+            f"{hyper.num_minibatches}."
+        )
+    names = ("old_logprobs", "old_values", "advantages", "returns")
+    bad = [masked_sum((~torch.isfinite(getattr(batch, name))).float(), batch.mask) for name in names]
+    count, *bad_counts = accelerator.reduce(torch.stack([batch.mask.sum().float(), *bad]), "sum").tolist()
+    if count == 0:
+        raise ValueError("Nothing to learn from: every element of the batch is masked, on all processes.")
+    faults = [
+        f"{name} ({int(bad)} of {int(count)} elements)"
+        for name, bad in zip(names, bad_counts, strict=True)
+        if bad > 0
+    ]
+    if faults:
+        raise FloatingPointError(f"Not finite in the batch given to update: {', '.join(faults)}.")

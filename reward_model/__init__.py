@@ -1,0 +1,1 @@
+"""The reward model: its scalar head and calibration, scoring with any tokenizer, and the report on it."""

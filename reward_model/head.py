@@ -1,0 +1,213 @@
+"""The scalar head of a reward model: built, loaded, computed in fp32, and calibrated by a bias kept in the config.
+
+A reward model is a Transformers sequence-classification model with one label. The classes made here are the stock ones
+with three faults mended: the score is read at the last position of the attention mask (Transformers looks for the last
+id unlike the pad id, which loses a real EOS where pad == eos); the head is computed in fp32 whatever the backbone's
+dtype; and the calibration bias of `config.reward_bias` is added (stock heads such as Llama's have no bias to hold it).
+What `save_pretrained` writes is a stock model, which `AutoModelForSequenceClassification` loads too (without the bias).
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Load a trained reward model.
+
+    Args:
+        path: a folder or a hub name.
+        kwargs: for `from_pretrained` (`dtype`, `device_map`, `revision`, ...).
+
+    Returns:
+        A sequence-classification model with one label, whose logits [B, 1] are fp32 and include the bias.
+
+    Raises:
+        ValueError: it is no reward model (a language model, two labels, or a head that is not in the file).
+    """
+    config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
+    if not _is_classifier(config):
+        architecture = (config.architectures or ["model of unknown architecture"])[0]
+        raise ValueError(
+            f"{path} is a {architecture}, not a reward model. Train one from it with pipeline/reward.py, or name "
+            "a sequence-classification model with one label."
+        )
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{path} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}); a reward model "
+            "has one, its score. Choose a reward model, or train one with pipeline/reward.py."
+        )
+    return _from_pretrained(path, config, kwargs, new_head=False)
+
+
+def new_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Make an untrained reward model of a language model: its backbone, and a new head (see `init_head`).
+
+    Args:
+        path: a folder or a hub name; a folder with a LoRA adapter gives its base with the adapter merged in.
+        kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: the architecture has no sequence-classification class, or an adapter is to be merged into a
+            quantised base.
+    """
+    adapter = Path(path) / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
+    if adapter.is_file() and kwargs.get("quantization_config") is not None:
+        raise ValueError(
+            f"{path} holds a LoRA adapter, which cannot be merged into a quantised base without loss. Train the "
+            "reward model without load_in_4bit / load_in_8bit, or from a merged model."
+        )
+    config = AutoConfig.from_pretrained(base, **_hub_arguments(kwargs))
+    config.num_labels = 1
+    model = _from_pretrained(base, config, kwargs, new_head=True)
+    return merge_adapter(model, path) if adapter.is_file() else model
+
+
+def is_classifier(path: str | Path, **kwargs: Any) -> bool:
+    """Whether a folder or hub name holds a sequence-classification model, rather than a language model."""
+    if (Path(path) / "adapter_config.json").is_file():
+        return False
+    return _is_classifier(AutoConfig.from_pretrained(path, **_hub_arguments(kwargs)))
+
+
+def init_head(model: PreTrainedModel) -> None:
+    """Draw the head's weight [1, d] from N(0, 1/(d + 1)), and set its bias and the calibration bias to 0.
+
+    Source: Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (detail 11), after Stiennon et al. 2020.
+    """
+    head = reward_head(model)
+    nn.init.normal_(head.weight, std=head_std(head.in_features))
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+    set_reward_bias(model, 0.0)
+
+
+def head_std(hidden_size: int) -> float:
+    """Standard deviation of a new head's weights: 1/√(d + 1)."""
+    return (hidden_size + 1) ** -0.5
+
+
+def reward_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the linear head of a decoder reward model.
+
+    Raises:
+        ValueError: the architecture has no such head (an encoder, whose classifier pools in a way of its own).
+    """
+    head = getattr(model, "score", None)
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no linear `score` head on its last hidden state.")
+    return head
+
+
+def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Head and bias on hidden states [..., d] → scores [...], in fp32 even under autocast."""
+    head = reward_head(model)
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        # The head is fp32 unless someone cast the model as a whole (TRL does to what QLoRA trains).
+        return head(hidden.to(head.weight.dtype)).float().squeeze(-1) + reward_bias(model)
+
+
+def reward_bias(model: PreTrainedModel) -> float:
+    """What is added to the head's output: `config.reward_bias`, 0 where it was never set."""
+    return getattr(model.config, "reward_bias", 0.0)
+
+
+def set_reward_bias(model: PreTrainedModel, value: float) -> None:
+    """Set `config.reward_bias`; saved with the config, so it survives for any architecture."""
+    model.config.reward_bias = float(value)
+
+
+class _ScalarHead:
+    """Mixed into a sequence-classification class: see the module's docstring."""
+
+    _keep_in_fp32_modules_strict: ClassVar = {"score"}
+    # The head of a language model, in the file that a new reward model is made of.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^lm_head\.", r"^embed_out\."]
+
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        if module is getattr(self, "score", None):
+            init.normal_(module.weight, std=head_std(module.in_features))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+    def forward(
+        self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """input_ids and attention_mask [B, T], padded on the right → logits [B, 1], fp32."""
+        if not hasattr(self, "score"):
+            # An encoder: it pools its first position, which padding does not touch.
+            output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
+            return SequenceClassifierOutput(logits=output.logits.float() + reward_bias(self))
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        hidden = self.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, **kwargs
+        ).last_hidden_state
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last_position(attention_mask)]
+        return SequenceClassifierOutput(logits=apply_head(self, pooled).unsqueeze(-1))
+
+
+def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Index [B] of the last 1 in each row of a mask [B, T]."""
+    positions = torch.arange(attention_mask.shape[-1], device=attention_mask.device)
+    return (positions * attention_mask.to(positions.dtype)).argmax(-1)
+
+
+def _from_pretrained(
+    path: str | Path, config: PreTrainedConfig, kwargs: dict[str, Any], new_head: bool
+) -> PreTrainedModel:
+    config_class = type(config)
+    if config_class not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"Transformers has no sequence-classification class for {config_class.__name__}: no reward model can be "
+            "made of it."
+        )
+    stock = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config_class]
+    attributes: dict[str, Any] = {"__module__": stock.__module__}
+    if new_head:
+        attributes["_keys_to_ignore_on_load_missing"] = [r"^score\."]
+    # The stock name, because save_pretrained writes it into the config.
+    reward_class: Any = type(stock.__name__, (_ScalarHead, stock), attributes)
+    model, info = reward_class.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
+    if hasattr(model, "score"):
+        model.score.float()  # a new head is made in the backbone's dtype
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{path} lacks weights of {stock.__name__}: {', '.join(sorted(info['missing_keys']))}."
+        )
+    return model
+
+
+def _is_classifier(config: PreTrainedConfig) -> bool:
+    return any("SequenceClassification" in name for name in config.architectures or [])
+
+
+def merge_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Merge the LoRA adapter in `folder` into a reward model, also one that was trained on the language model."""
+    from peft import PeftConfig, PeftModel
+
+    peft_config = copy.deepcopy(PeftConfig.from_pretrained(folder))
+    # A language model's adapter on a backbone without a language-model head: the class for no task in particular.
+    peft_config.task_type = None
+    return PeftModel.from_pretrained(model, folder, config=peft_config).merge_and_unload()
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
+    }

@@ -1,0 +1,118 @@
+"""Scores for texts from a reward model, with the reward model's own tokenizer and chat template."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Text = str | list[dict[str, Any]]  # plain text, or a conversation (TRL's two forms)
+
+
+class RewardScorer:
+    """A reward model as a function of prompts and completions.
+
+    Texts are encoded here, so a policy's tokenizer and vocabulary do not matter. Padding is on the right and its extent
+    is known from lengths, never from comparing ids with the pad id.
+
+    Args:
+        model: from `reward_model.head.load_reward_model`; put into eval mode.
+        tokenizer: the reward model's own.
+        batch_size: texts in a forward pass.
+        max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 64,
+        max_length: int | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
+        self._warned = False
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        """Score each completion of its prompt; fp32, in the order given.
+
+        Args:
+            prompts: N plain texts or N conversations.
+            completions: N plain texts, or N lists of messages that continue the conversation.
+
+        Raises:
+            ValueError: the counts differ, or the texts are conversations and the tokenizer has no chat template.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions to score.")
+        return self.score_ids(
+            [
+                encode(self.tokenizer, prompt, completion)
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def score_ids(self, sequences: Sequence[list[int]]) -> list[float]:
+        """Score sequences of token ids; the order is restored after batching by length."""
+        sequences = [self._shorten(ids) for ids in sequences]
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        scores = [0.0] * len(sequences)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            for index, score in zip(chosen, self._score_batch([sequences[i] for i in chosen]), strict=True):
+                scores[index] = score
+        return scores
+
+    def _score_batch(self, sequences: list[list[int]]) -> list[float]:
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        # Any id serves as padding, since the mask alone says what counts.
+        input_ids = torch.zeros_like(attention_mask)
+        for row, ids in enumerate(sequences):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+        device = self.model.device
+        return (
+            self.model(input_ids.to(device), attention_mask=attention_mask.to(device))
+            .logits.squeeze(-1)
+            .tolist()
+        )
+
+    def _shorten(self, ids: list[int]) -> list[int]:
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        if not self._warned:
+            logger.warning(
+                "A text of %d tokens is longer than the reward model's %d; its beginning is cut off.",
+                len(ids),
+                self.max_length,
+            )
+            self._warned = True
+        return ids[-self.max_length :]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text) -> list[int]:
+    """Token ids of prompt and completion as TRL's `RewardTrainer` makes them: plain text ends with EOS.
+
+    Raises:
+        ValueError: the text is a conversation and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str):
+        text, eos = prompt + completion, tokenizer.eos_token
+        return tokenizer(text if eos is None or text.endswith(eos) else text + eos)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"The texts are conversations, but the reward model's tokenizer ({tokenizer.name_or_path}) has no chat "
+            "template. Set one on it, or use plain prompts."
+        )
+    messages = _messages(prompt, "user") + _messages(completion, "assistant")
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+
+
+def _messages(text: Text, role: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text

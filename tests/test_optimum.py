@@ -1,0 +1,89 @@
+"""PPO against the closed-form optimum of the KL-regularised problem, on a language small enough to enumerate.
+
+With J(π) = E_π[r] − β·KL(π ‖ π_ref), the best policy is π*(y) ∝ π_ref(y)·exp(r(y)/β) and J(π*) = β·log E_ref[exp(r/β)].
+"""
+
+import itertools
+from pathlib import Path
+
+import torch
+import toy
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.trainer import PPOConfig, PPOTrainer
+from pipeline.trainer.actor_critic import completion_logprobs
+from pipeline.trainer.rollout import pack_sequences
+
+WORDS = ["<pad>", "<end>", "q", "a", "b", "c"]
+END, LENGTH, BETA, PENALTY = 1, 3, 0.25, 0.5
+
+
+def six_words() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+
+
+def all_responses() -> list[list[int]]:
+    """Every response: ended by <end>, or cut at three tokens."""
+    going_on = [i for i in range(len(WORDS)) if i != END]
+    ended = [[*middle, END] for n in range(LENGTH) for middle in itertools.product(going_on, repeat=n)]
+    return ended + [list(cut) for cut in itertools.product(going_on, repeat=LENGTH)]
+
+
+def reward_of(ids: list[int]) -> float:
+    """2 for "a b <end>", less for its parts: the order of two tokens and the end all matter."""
+    return 1.0 * (ids[:1] == [3]) + 0.5 * (ids[1:2] == [4]) + 0.5 * (ids[-1] == END) - 0.3 * ids.count(5)
+
+
+def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]]) -> list[float]:
+    return [reward_of(ids) for ids in completion_ids]
+
+
+def log_distribution(model: torch.nn.Module, prompt: list[int]) -> torch.Tensor:
+    responses = all_responses()
+    inputs = pack_sequences([prompt] * len(responses), responses, 0, torch.device("cpu"))
+    with torch.no_grad():
+        logprobs, _ = completion_logprobs(model, inputs, temperature=1.0)
+    return torch.where(inputs["mask"], logprobs, 0.0).sum(1).double()
+
+
+def test_ppo_comes_to_the_closed_form_optimum(tmp_path: Path) -> None:
+    tokenizer = six_words()
+    settings = {
+        "vocab_size": len(WORDS),
+        "eos_token_id": END,
+        "pad_token_id": 0,
+        "max_position_embeddings": 16,
+    }
+    torch.manual_seed(0)
+    policy = toy.LlamaForCausalLM(toy.config(**settings))
+    prompt = tokenizer("q")["input_ids"]
+    log_reference = log_distribution(policy, prompt)
+    rewards = torch.tensor(
+        [reward_of(ids) - PENALTY * (ids[-1] != END) for ids in all_responses()], dtype=torch.float64
+    )
+
+    torch.testing.assert_close(
+        log_reference.exp().sum(), torch.tensor(1.0, dtype=torch.float64), atol=1e-5, rtol=0
+    )
+    best = BETA * torch.logsumexp(log_reference + rewards / BETA, dim=0)
+    start = (log_reference.exp() * rewards).sum()
+
+    args = PPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=256, max_steps=40, max_completion_length=LENGTH,
+        num_minibatches=2, num_ppo_epochs=4, kl_coef=BETA, missing_eos_penalty=PENALTY, learning_rate=3e-3,
+        gae_lambda=1.0, vf_coef=0.5, value_clip_range=None, save_strategy="no", report_to="none", use_cpu=True,
+        disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    trainer = PPOTrainer(policy, reward, args, Dataset.from_dict({"prompt": ["q"] * 256}), None, tokenizer)
+    trainer.train()
+
+    log_policy = log_distribution(policy, prompt)
+    reached = (log_policy.exp() * (rewards - BETA * (log_policy - log_reference))).sum()
+    print(f"start {start:.4f} reached {reached:.4f} best {best:.4f} ratio {reached / best:.4f}")
+    assert start < 0.5 * best
+    assert reached >= 0.98 * best
+    assert reached <= best + 1e-6

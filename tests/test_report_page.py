@@ -1,0 +1,229 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.report.curves import curve, line_chart, logged_names, read_log
+from pipeline.report.examples import drawn_at_random, escape, worst_for_ppo
+from pipeline.report.page import Report, render
+
+HOSTILE = (
+    "\"><script>alert(1)</script><img src=x onerror=alert(2)>'</style></td>&amp;<!-- ]]> javascript:alert(3)"
+)
+METRICS = {
+    "num_prompts": 3,
+    "win_rate/ppo_vs_sft": 0.8,
+    "win_rate/ci95_low": 0.7,
+    "win_rate/ci95_high": 0.9,
+    "win_rate/reward_model": 0.85,
+    "kl/ppo_vs_sft": 4.5,
+    **{
+        f"{name}/{side}": 0.5
+        for name in ("gold_score", "reward_score", "response_length")
+        for side in ("sft", "ppo")
+    },
+}
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its tags, its text, and whether tags close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.styles, self.open = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.styles if "style" in self.open else self.text).append(data)
+
+
+def side(response="fine", gold=0.0, reward=0.0, **more):
+    return {
+        "response": response,
+        "gold_score": gold,
+        "reward_score": reward,
+        "num_tokens": 3,
+        "truncated": False,
+        **more,
+    }
+
+
+def pair(prompt="Hello?", sft=None, ppo=None):
+    return {"prompt": prompt, "sft": sft or side(), "ppo": ppo or side("better", gold=1.0)}
+
+
+def make_report(**changes):
+    history = [
+        {"step": step, "reward/mean": step / 2, "eval_reward/mean": step / 3, "kl/ref": 0.1}
+        for step in range(5)
+    ]
+    defaults = {
+        "metrics": METRICS,
+        "pairs": [pair() for _ in range(3)],
+        "judge": "gold_score",
+        "judge_name": "the judge",
+        "prompts_name": "some prompts",
+        "histories": {"ppo": history, "sft": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]},
+        "settings": {"temperature": 1.0},
+        "versions": {"torch": "2"},
+    }
+    return Report(**{**defaults, **changes})
+
+
+@pytest.fixture
+def hostile_report(tmp_path):
+    figure = tmp_path / f"{HOSTILE.replace('/', '')}.png"
+    figure.write_bytes(b"not really a picture")
+    return make_report(
+        pairs=[
+            pair(prompt=HOSTILE),
+            pair(
+                prompt=[{"role": HOSTILE, "content": HOSTILE}, {"role": "user", "content": HOSTILE}],
+                sft=side(HOSTILE, gold=2.0),
+                ppo=side(HOSTILE),
+            ),
+        ],
+        judge_name=HOSTILE,
+        prompts_name=HOSTILE,
+        histories={"ppo": [{"step": step, HOSTILE: step, "$\\frac{": step} for step in range(4)]},
+        stage_metrics={HOSTILE: {HOSTILE: 1.0}},
+        reward_figures=[figure],
+        settings={HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+    )
+
+
+def test_hostile_text_is_shown_and_does_nothing(hostile_report):
+    page = Page(render(hostile_report))
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 1  # the figure
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    shown = "".join(page.text)
+    # Prompts twice and more, two responses, judge, prompts' name, stage, metric, setting, version, curve.
+    assert shown.count(HOSTILE) >= 12
+    assert "".join(page.styles).count("alert") == 0
+
+
+@pytest.mark.parametrize("make", [make_report, None])
+def test_the_page_needs_no_network_and_no_script(make, hostile_report):
+    html = render(make() if make else hostile_report)
+    page = Page(html)
+    for name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            assert value.startswith("data:image/png;base64,"), (name, value)
+        assert "://" not in (value or "")
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not re.search(r"url\(|@import|expression", "".join(page.styles))
+
+
+def test_control_characters_and_lone_surrogates_are_made_visible():
+    assert escape("a\x00b\x1b[31m\ud800\nc\td") == "a␀b␛[31m?\nc\td"
+
+
+def test_the_headline_says_what_the_interval_allows():
+    def title(low, high):
+        metrics = {**METRICS, "win_rate/ci95_low": low, "win_rate/ci95_high": high}
+        return re.search("<title>(.*)</title>", render(make_report(metrics=metrics)))[1]
+
+    assert title(0.51, 0.6) == "PPO’s responses are preferred to SFT’s"
+    assert title(0.4, 0.49) == "SFT’s responses are preferred to PPO’s"
+    assert title(0.49, 0.6) == title(0.4, 0.51) == "No clear preference between PPO and SFT"
+
+
+def test_an_interval_without_width_is_explained():
+    certain = {**METRICS, "win_rate/ppo_vs_sft": 1.0, "win_rate/ci95_low": 1.0, "win_rate/ci95_high": 1.0}
+    assert "the interval has no width" in " ".join(render(make_report(metrics=certain)).split())
+    assert "the interval has no width" not in " ".join(render(make_report()).split())
+
+
+def test_the_page_works_with_the_reward_model_as_the_only_judge():
+    reward_only = {name: value for name, value in METRICS.items() if not name.startswith("gold_score")}
+    without_gold = {name: value for name, value in side().items() if name != "gold_score"}
+    report = make_report(
+        metrics=reward_only,
+        judge="reward_score",
+        pairs=[pair(sft=without_gold, ppo={**without_gold, "reward_score": 1.0})],
+    )
+    html = render(report)
+    assert "gold" not in "".join(Page(html).text).lower()
+    assert html.count('<span class="won">') == 1
+
+
+def test_the_same_run_gives_the_same_page():
+    assert render(make_report()) == render(make_report())
+
+
+def test_examples_are_drawn_from_all_pairs_without_repeats():
+    pairs = [pair(prompt=str(number)) for number in range(40)]
+    drawn = [drawn_at_random(pairs, 10, seed) for seed in range(60)]
+    assert all(len({p["prompt"] for p in sample}) == 10 for sample in drawn)
+    assert {p["prompt"] for sample in drawn for p in sample} == {str(number) for number in range(40)}
+    assert len(drawn_at_random(pairs, 100, seed=0)) == 40
+
+
+def test_the_worst_pairs_are_those_that_ppo_lost_by_most():
+    gaps = [0.5, -3.0, 0.0, -1.0, -2.0]
+    pairs = [pair(prompt=str(gap), ppo=side(gold=gap)) for gap in gaps]
+    assert [p["prompt"] for p in worst_for_ppo(pairs, "gold_score", 2)] == ["-3.0", "-2.0"]
+    assert len(worst_for_ppo(pairs, "gold_score", 10)) == 3  # a tie and a win are no losses
+
+
+def test_curves_leave_out_what_is_not_a_finite_number():
+    history = [
+        {"step": 1, "kl/ref": 1.0},
+        {"step": 2, "kl/ref": float("nan")},
+        {"step": 3, "kl/ref": True},
+        {"step": 4, "kl/ref": "high"},
+        {"step": 5, "other": 1.0},
+        {"step": 6, "kl/ref": 3},
+    ]
+    found = curve(history, "kl/ref")
+    assert (found.steps, found.values) == ((1.0, 6.0), (1.0, 3.0))
+    assert curve(history, "other") is None
+    assert logged_names(
+        [{"step": 1, "epoch": 0.1, "kl/ref": 1, "train_runtime": 3, "eval_samples_per_second": 2}]
+    ) == ["kl/ref"]
+
+
+def test_a_chart_draws_its_values_in_the_colours_of_the_page():
+    rising, falling = (curve([{"step": s, "x": sign * s} for s in range(3)], "x") for sign in (1, -1))
+    svg = line_chart([rising, falling], "iteration")
+
+    def heights(series):
+        path = re.search(rf'd="([^"]*)"[^>]*stroke: var\(--series-{series}\)', svg)[1]
+        return [float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", path)]
+
+    assert heights(1) == sorted(heights(1), reverse=True)  # in SVG, y grows downwards
+    assert heights(2) == sorted(heights(2))
+    assert len(heights(1)) == 3
+    assert "://" not in svg
+    assert "id=" not in svg
+
+
+def test_the_log_is_read_from_the_folder_or_its_newest_checkpoint(tmp_path):
+    assert read_log(tmp_path) == []
+    for step in (9, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step}]}))
+    (tmp_path / "checkpoint-best").mkdir()
+    assert read_log(tmp_path) == [{"step": 10}]
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 11, "loss": NaN}]}')
+    assert read_log(tmp_path)[0]["step"] == 11
