@@ -16,11 +16,6 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def is_messages(value: Any) -> bool:
-    """Whether `value` is a conversation rather than plain text."""
-    return isinstance(value, list)
-
-
 def as_messages(prompt: TextOrMessages) -> list[Message]:
     """Return a conversation as it is, and plain text as one user message."""
     return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
@@ -104,9 +99,9 @@ def check_completion(
     Raises:
         DataError: it is of another format or empty.
     """
+    if not isinstance(value, str | list):
+        raise fault(where, f"text or a list of messages is wanted, not {json_type(value)}.", column)
     if conversational != isinstance(value, list):
-        if value is None or not isinstance(value, str | list):
-            raise fault(where, f"text or a list of messages is wanted, not {json_type(value)}.", column)
         formats = ("a conversation", "plain text")
         first, second = formats if conversational else formats[::-1]
         raise fault(
@@ -130,9 +125,7 @@ def is_blank(completion: TextOrMessages) -> bool:
 
 def is_transcript(value: Any) -> bool:
     """Whether `value` is an Anthropic-style transcript: text of turns that begin `\\n\\nHuman:`, `\\n\\nAssistant:`."""
-    return (
-        isinstance(value, str) and re.match(r"\s*(Human|Assistant):", value) is not None and "\n\n" in value
-    )
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
 def parse_transcript(text: str) -> list[Message]:

@@ -121,7 +121,7 @@ def _csv(path: Path, file: IO[str]) -> Iterator[Record]:
                 )
             yield Record(where, row)
     except csv.Error as error:
-        raise fault(f"{path}, line {reader.line_num}", f"broken CSV: {error}.") from error
+        raise fault(f"{path}, line {reader.reader.line_num}", f"broken CSV: {error}.") from error
 
 
 def json_type(value: Any) -> str:

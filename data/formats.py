@@ -29,8 +29,6 @@ from data.errors import DataError, fault
 from data.files import Record
 from data.rankings import check_ranking, ranking_to_pairs
 
-__all__ = ["Kind", "convert", "ranking_to_pairs"]
-
 Kind = Literal["demonstrations", "preferences", "prompts"]
 Row = dict[str, Any]
 
@@ -82,8 +80,9 @@ def convert(records: Iterable[Record], kind: Kind, source: str) -> tuple[list[Ro
 
     Returns:
         The rows, and how many were dropped for which reason: "identical" (both sides are one text), "no_shared_prompt",
-        "empty_turn" (of the prompt), "empty_response", "no_response" (a transcript that ends with the person's turn),
-        "several_turns" (no single answer to demonstrate), "unranked", "tied", "repeated_prompt".
+        "empty_turn" (of the prompt), "empty_chosen" (an empty `rejected` is a lesson and stays), "no_response" (a
+        transcript that ends with the person's turn), "several_turns" (no single answer to demonstrate), "unranked",
+        "tied", "repeated_prompt".
 
     Raises:
         DataError: a row cannot be of that kind or is malformed, or none is left.
@@ -159,10 +158,7 @@ def _preference(row: Row, where: str) -> Row:
     transcripts = is_transcript(chosen) and is_transcript(rejected)
     if transcripts:
         chosen, rejected = parse_transcript(chosen), parse_transcript(rejected)
-        if (
-            "assistant" not in (chosen[-1]["role"], rejected[-1]["role"])
-            or chosen[-1]["role"] != rejected[-1]["role"]
-        ):
+        if any(side[-1]["role"] != "assistant" for side in (chosen, rejected)):
             raise _DroppedError("no_response")
     if transcripts or "prompt" not in row:
         prompt, chosen, rejected = _split_shared(chosen, rejected, where)
@@ -176,8 +172,8 @@ def _preference(row: Row, where: str) -> Row:
     conversational = isinstance(prompt, list)
     chosen = check_completion(chosen, where, "chosen", conversational=conversational, may_be_blank=True)
     rejected = check_completion(rejected, where, "rejected", conversational=conversational, may_be_blank=True)
-    if is_blank(chosen) or is_blank(rejected):
-        raise _DroppedError("empty_response")
+    if is_blank(chosen):
+        raise _DroppedError("empty_chosen")
     if chosen == rejected:
         raise _DroppedError("identical")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -203,7 +199,7 @@ def _split_shared(chosen: Any, rejected: Any, where: str) -> tuple[Any, Any, Any
 
 
 def _fit_to_prompt(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """Make prompt and sides of one format, and cut the prompt off sides that repeat it."""
+    """Make a plain prompt of conversational sides a message, and cut the prompt off sides that repeat it."""
     if isinstance(chosen, list) and isinstance(rejected, list):
         prompt = as_messages(prompt)
         if all(side[: len(prompt)] == prompt for side in (chosen, rejected)):
@@ -234,7 +230,7 @@ def _pairs(row: Row, shape: str, where: str) -> list[Row]:
         pairs = ranking_to_pairs(_ranked(row, where))
         if not pairs:
             raise _DroppedError("tied")
-        made = [pair for pair in pairs if pair["chosen"] != pair["rejected"]]
+        made = [pair for pair in pairs if pair["chosen"] != pair["rejected"] and not is_blank(pair["chosen"])]
         if not made:
             raise _DroppedError("identical")
     else:
@@ -278,7 +274,7 @@ def _demonstrations(row: Row, shape: str, where: str) -> list[Row]:
         pair = _preference(row, where)
         prompt, completion = pair["prompt"], pair["chosen"]
     if is_blank(completion):
-        raise _DroppedError("empty_response")
+        raise _DroppedError("empty_chosen")
     if isinstance(completion, list) and len(completion) > 1:
         raise _DroppedError("several_turns")
     return [{"prompt": prompt, "completion": completion}]

@@ -63,6 +63,8 @@ def load_rows(
     if name == HELPDESK:
         return Rows(_helpdesk_rows(kind, split, max_rows, seed))
     path = Path(name).expanduser()
+    if path.is_dir():
+        raise DataError(f"{name} is a folder: name the file in it.")
     if path.is_file():
         if config is not None:
             raise DataError(f"{name}: a file has no configurations; leave out {config!r}.")

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from data.sources import load_rows
 from datasets import Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,11 +29,18 @@ from trl import ModelConfig
 from data.conversations import last_text
 from data.helpdesk import annotate, gold_reward
 from data.rankings import ranking_to_pairs
+from data.sources import load_rows
 from pipeline import response_files
 from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import context_length, load_policy, load_tokenizer, stop_token_ids
+from pipeline.model_loading import (
+    check_chat_template,
+    context_length,
+    load_policy,
+    load_tokenizer,
+    stop_token_ids,
+)
 from pipeline.prompt_lengths import fit_prompts
-from pipeline.stage_output import finish_stage, quiet_libraries
+from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
 from pipeline.trainer.rollout import decode_completions, encode_prompts, sample, sampling_config
 
 
@@ -89,14 +95,15 @@ class CollectArguments:
 
 def main() -> None:
     """Run the stage."""
-    run, args = parse_stage("collect", (RunArguments, CollectArguments))
     quiet_libraries()
+    choose_device()
+    run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)
     path = args.model_name_or_path or str(run.require("sft", "metrics.json").parent)
     tokenizer = load_tokenizer(path)
     model = load_policy(path, tokenizer, ModelConfig(dtype=args.dtype)).to(state.device).eval()
-    prompts, num_left_out = load_prompts(args, tokenizer, model)
+    prompts, left_out = load_prompts(args, tokenizer, model)
     batches = in_groups(range(len(prompts)), args.batch_size)
     batch_ids = [[prompts[row]["prompt_id"] for row in rows] for rows in batches]
 
@@ -122,15 +129,16 @@ def main() -> None:
     if state.is_main_process:
         response_files.compact(folder, batch_ids)
         metrics = summarize(response_files.read_rows(folder), folder, args)
-        metrics |= {"num_prompts/left_out": num_left_out, "collect/seconds": time.perf_counter() - started}
+        metrics |= {f"num_prompts/{reason}": count for reason, count in left_out.items()}
+        metrics["collect/seconds"] = time.perf_counter() - started
         finish_stage("collect", folder, metrics)
     state.wait_for_everyone()
 
 
 def load_prompts(
     args: CollectArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> tuple[Dataset, int]:
-    """Prompts that fit the model, each with a `prompt_id`, and how many were left out.
+) -> tuple[Dataset, dict[str, int]]:
+    """Prompts that fit the model, each with a `prompt_id`, and how many were left out for which reason.
 
     Raises:
         UsageError: no data set is named, the annotator cannot judge it, or prompts are too long.
@@ -139,14 +147,16 @@ def load_prompts(
         raise UsageError(
             "Name the prompts with --dataset_name (or `make collect DATA=...`): a file, or a hub data set."
         )
-    prompts = load_rows(
+    rows = load_rows(
         args.dataset_name,
         "prompts",
         split=args.dataset_train_split,
         config=args.dataset_config,
         max_rows=args.max_rows,
         seed=args.seed,
-    ).dataset
+    )
+    prompts = rows.dataset
+    check_chat_template(tokenizer, prompts[0], None)
     if args.annotator == "simulated" and not {"family", "answer"} <= set(prompts.column_names):
         raise UsageError(
             f"annotator: simulated judges the help desk's questions by their columns family and answer, which "
@@ -159,7 +169,10 @@ def load_prompts(
         prompts = prompts.add_column("prompt_id", [f"{row:06d}" for row in range(len(prompts))])
     elif len(set(prompts["prompt_id"])) < len(prompts):
         raise UsageError(f"{args.dataset_name}: two prompts have the same prompt_id. Make them unique.")
-    return prompts, num_left_out
+    return prompts, {
+        "left_out": num_left_out,
+        **{f"dropped_{name}": count for name, count in rows.dropped.items()},
+    }
 
 
 def sampling_settings(args: CollectArguments, path: str) -> dict[str, Any]:

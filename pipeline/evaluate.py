@@ -17,7 +17,6 @@ import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -45,7 +44,6 @@ from pipeline.trainer.rollout import (
 )
 from reward_model.scoring import RewardScorer
 
-EARLIER_STAGES = ("sft", "collect", "reward", "ppo")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft")
 Judges = list[RewardFunction | RewardScorer]
 
@@ -141,18 +139,25 @@ def main() -> None:
         for name in SYSTEMS
     }
     dataset, num_left_out = load_prompts(args, tokenizer, policies)
-    gold = load_judges(args.gold_funcs or [], args.batch_size, accelerator.device)
-    reward_model = load_judges(
-        [folders["reward"]] if "reward" in folders else [], args.batch_size, accelerator.device
-    )
+    gold = [load_judge(name, args.batch_size, accelerator.device) for name in args.gold_funcs or []]
+    reward_model = load_reward_model(folders, args.batch_size, accelerator.device)
     try_judges(gold, dataset, tokenizer)
 
+    rollouts: dict[str, Rollout] = {}
+    log_ratios: list[float] = []
     with accelerator.autocast():
-        rollouts, log_ratios = answer(policies, dataset, tokenizer, args)
-        scores = {
-            "reward_score": {name: reward_scores(scorer, rollouts[name]) for name in SYSTEMS}
-            for scorer in reward_model
-        }
+        for name, policy in policies.items():
+            end_ids = end_token_ids(tokenizer, policy.generation_config, args.stop_tokens)
+            config = sampling_config(
+                args.temperature, args.max_completion_length, end_ids, tokenizer.pad_token_id
+            )
+            reference = policies["sft"] if name == "ppo" else None
+            rollouts[name], log_ratios = sample_responses(
+                policy, dataset, tokenizer, config, args.batch_size, args.seed, name, reference
+            )
+        scores = {}
+        if reward_model is not None:
+            scores["reward_score"] = {name: reward_scores(reward_model, rollouts[name]) for name in SYSTEMS}
     if not accelerator.is_main_process:
         return
     if gold:
@@ -160,7 +165,7 @@ def main() -> None:
     judge = "gold_score" if gold else "reward_score"
     pairs = make_pairs(rollouts, scores, log_ratios, judge)
     metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {"num_prompts/left_out": num_left_out}
-    write_outputs(Path(args.output_dir), pairs, make_report(run, args, metrics, pairs, judge))
+    write_outputs(Path(args.output_dir), pairs, make_report(run, args, folders, metrics, pairs, judge))
     finish_stage("evaluate", args.output_dir, metrics)
     accelerator.print(f"The page to read: {Path(args.output_dir) / 'report.html'}")
 
@@ -224,13 +229,28 @@ def load_prompts(
     return dataset, num_left_out
 
 
-def load_judges(names: list[str], batch_size: int, device: torch.device) -> Judges:
-    """Import functions and load reward models, the latter on `device`."""
-    judges = [load_reward(name, batch_size) for name in names]
-    for judge in judges:
-        if isinstance(judge, RewardScorer):
-            judge.model.to(device)
-    return judges
+def load_judge(name: str, batch_size: int, device: torch.device) -> RewardFunction | RewardScorer:
+    """Import the function `module:function`, or load the reward model in a folder or of the hub on `device`."""
+    judge = load_reward(name, batch_size)
+    if isinstance(judge, RewardScorer):
+        judge.model.to(device)
+    return judge
+
+
+def load_reward_model(folders: dict[str, str], batch_size: int, device: torch.device) -> RewardScorer | None:
+    """Load the reward model, unless it is left out.
+
+    Raises:
+        UsageError: `reward_model_path` names a function.
+    """
+    if "reward" not in folders:
+        return None
+    judge = load_judge(folders["reward"], batch_size, device)
+    if not isinstance(judge, RewardScorer):
+        raise UsageError(
+            f"reward_model_path: {folders['reward']} is a function; name functions in gold_funcs."
+        )
+    return judge
 
 
 def try_judges(gold: Judges, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -252,42 +272,6 @@ def try_judges(gold: Judges, dataset: Dataset, tokenizer: PreTrainedTokenizerBas
         raise UsageError(f"gold_funcs: {error}") from error
 
 
-def answer(
-    policies: dict[str, PreTrainedModel],
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    args: EvaluateArguments,
-) -> tuple[dict[str, Rollout], list[float]]:
-    """Sample from both policies, on all processes together.
-
-    Returns:
-        The responses of each, and log π_ppo − log π_sft of each of PPO's.
-    """
-    prompts = list(dataset["prompt"])
-    columns = {name: list(dataset[name]) for name in dataset.column_names if name != "prompt"}
-    prompt_ids = encode_prompts(prompts, tokenizer)
-    rollouts: dict[str, Rollout] = {}
-    log_ratios: list[float] = []
-    for name, policy in policies.items():
-        end_ids = end_token_ids(tokenizer, policy.generation_config, args.stop_tokens)
-        responses = sample_responses(
-            policy,
-            prompt_ids,
-            sampling_config(args.temperature, args.max_completion_length, end_ids, tokenizer.pad_token_id),
-            batch_size=args.batch_size,
-            seed=args.seed,
-            name=name,
-            reference=policies["sft"] if name == "ppo" else None,
-        )
-        ids = [response.ids for response in responses]
-        truncated = [response.truncated for response in responses]
-        rollouts[name] = Rollout(
-            prompts, columns, prompt_ids, ids, truncated, decode_completions(prompts, ids, tokenizer)
-        )
-        log_ratios = [response.log_ratio for response in responses if response.log_ratio is not None]
-    return rollouts, log_ratios
-
-
 def gold_scores(gold: Judges, rollout: Rollout) -> list[float]:
     """Sum of the gold judges' scores of each response.
 
@@ -302,24 +286,32 @@ def gold_scores(gold: Judges, rollout: Rollout) -> list[float]:
 
 
 def make_report(
-    run: RunArguments, args: EvaluateArguments, metrics: dict[str, float], pairs: list[Pair], judge: str
+    run: RunArguments,
+    args: EvaluateArguments,
+    folders: dict[str, str],
+    metrics: dict[str, float],
+    pairs: list[Pair],
+    judge: str,
 ) -> Report:
-    """Gather what the page shows of this evaluation and of the run's earlier stages."""
+    """Gather what the page shows of this evaluation and of the stages before it."""
     names = ", ".join(args.gold_funcs or [])
-    stage_metrics = {stage: run.stage_dir(stage) / "metrics.json" for stage in EARLIER_STAGES}
+    stages = {
+        stage: Path(folders.get(stage, run.stage_dir(stage))) for stage in ("sft", "collect", "reward", "ppo")
+    }
+    stage_metrics = {stage: folder / "metrics.json" for stage, folder in stages.items()}
     return Report(
         metrics=metrics,
         pairs=pairs,
         judge=judge,
         judge_name=f"the gold judge, {names}" if names else "the reward model, as no gold judge is named",
         prompts_name=f"{Path(args.dataset_name or '').name}, split {args.dataset_test_split}",
-        histories={stage: read_log(run.stage_dir(stage)) for stage in EARLIER_STAGES},
+        histories={stage: read_log(folder) for stage, folder in stages.items()},
         stage_metrics={
             stage: json.loads(path.read_text(encoding="utf-8"))
             for stage, path in stage_metrics.items()
             if path.is_file()
         },
-        reward_figures=sorted(run.stage_dir("reward").glob("*.png")),
+        reward_figures=sorted(stages["reward"].glob("*.png")),
         settings=asdict(run) | asdict(args),
         versions={"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
         num_examples=args.num_examples,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -13,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from trl import ModelConfig, get_kbit_device_map, get_quantization_config
+from trl import ModelConfig, get_quantization_config, is_conversational
 
 from pipeline.arguments import UsageError
 
@@ -65,6 +66,33 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
             )
         tokenizer.pad_token = choices[0]
     return tokenizer
+
+
+def check_chat_template(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], template_path: str | None
+) -> None:
+    """Make sure that a tokenizer can write conversations where the rows are conversations.
+
+    Args:
+        tokenizer: takes the template at `template_path` over, if one is given.
+        row: any row of the data.
+        template_path: a Jinja file, or a folder or hub name whose tokenizer has a template.
+
+    Raises:
+        UsageError: there is no template.
+    """
+    if template_path is not None:
+        path = Path(template_path)
+        tokenizer.chat_template = (
+            path.read_text(encoding="utf-8")
+            if path.is_file()
+            else load_tokenizer(template_path).chat_template
+        )
+    if is_conversational(row) and tokenizer.chat_template is None:
+        raise UsageError(
+            f"The rows are conversations, and the tokenizer of {tokenizer.name_or_path} has no chat template. Name one "
+            "for sft.py or reward.py with --chat_template_path (a .jinja file, or a model whose template to use)."
+        )
 
 
 def load_policy(
@@ -177,7 +205,7 @@ def model_kwargs(model_args: ModelConfig) -> dict[str, Any]:
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
         **(
-            {"quantization_config": quantization_config, "device_map": get_kbit_device_map()}
+            {"quantization_config": quantization_config, "device_map": {"": PartialState().device}}
             if quantization_config is not None
             else {}
         ),

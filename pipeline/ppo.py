@@ -14,6 +14,7 @@ with every curve, and metrics.json into `<run_dir>/ppo`.
 
 import importlib
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from data.sources import load_rows
 from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
 from pipeline.model_loading import context_length, load_policy, load_tokenizer
 from pipeline.prompt_lengths import fit_prompts
-from pipeline.stage_output import finish_stage, quiet_libraries
+from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
 from pipeline.trainer import PPOConfig, PPOTrainer
 from pipeline.trainer.checkpoints import complete_checkpoints
 from pipeline.trainer.checks import SelfCheckError
@@ -87,8 +88,9 @@ class PPOArguments:
 
 def main() -> None:
     """Run the stage."""
-    run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     quiet_libraries()
+    choose_device()
+    run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
     if model_args.model_name_or_path is None:
         run.require("sft", "config.json" if not model_args.use_peft else "")
@@ -97,6 +99,8 @@ def main() -> None:
     policy = load_base_policy(model_args, tokenizer, args.output_dir)
     rewards = [load_reward(name, args.per_device_eval_batch_size) for name in reward_names(ppo_args, run)]
     train, evaluation, left_out = load_prompts(ppo_args, policy, tokenizer, args)
+    if evaluation is None:
+        args.eval_strategy = "no"
 
     try:
         trainer = PPOTrainer(
@@ -174,7 +178,10 @@ def load_reward(name: str, batch_size: int) -> Any:
             sys.path.pop(0)
     try:
         scorer = RewardScorer(load_reward_model(name), load_tokenizer(name), batch_size)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(f"reward_funcs: no reward model can be loaded from {name}: {reason}") from error
+    except ValueError as error:
         raise UsageError(f"reward_funcs: {error}") from error
     scorer.name = Path(name).name
     return scorer
@@ -230,19 +237,31 @@ def load_prompts(
 
 
 def checkpoint_to_resume(args: PPOConfig) -> bool | str | None:
-    """Where to go on from: as asked, and otherwise the newest checkpoint of a run that did not come to its end."""
+    """Where to go on from: as asked, and otherwise the newest checkpoint of a run that did not come to its end.
+
+    Where the run starts anew, checkpoints of the one before are removed, lest they be taken for its own.
+    """
     asked = args.resume_from_checkpoint
-    if asked is not None and str(asked).lower() in ("true", "false"):
-        return str(asked).lower() == "true"
-    if asked is not None:
-        return asked
-    whole = complete_checkpoints(args.output_dir)
-    if not whole or Path(args.output_dir, "metrics.json").exists():
-        return None
-    PartialState().print(
-        f"Going on from {whole[-1]}, where this run was interrupted (--resume_from_checkpoint false starts anew)."
-    )
-    return str(whole[-1])
+    output_dir = Path(args.output_dir)
+    whole = complete_checkpoints(output_dir)
+    resume: bool | str | None = None
+    if asked is None and whole and not (output_dir / "metrics.json").exists():
+        resume = str(whole[-1])
+        PartialState().print(
+            f"Going on from {resume}, where this run was interrupted (--resume_from_checkpoint false starts anew)."
+        )
+    elif asked is not None and str(asked).lower() != "false":
+        resume = True if str(asked).lower() == "true" else asked
+
+    PartialState().wait_for_everyone()  # every process has seen the same files
+    if PartialState().is_main_process:
+        (output_dir / "metrics.json").unlink(missing_ok=True)
+        if resume is None and whole:
+            print(f"Removing the checkpoints of the run before this one in {output_dir}.")
+            for folder in output_dir.glob("checkpoint-*"):
+                shutil.rmtree(folder)
+    PartialState().wait_for_everyone()
+    return resume
 
 
 def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:

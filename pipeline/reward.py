@@ -30,8 +30,8 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 from data.pairs import encode_pairs
 from data.sources import load_rows
 from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import context_length, load_tokenizer, model_kwargs
-from pipeline.stage_output import checkpoint_to_resume, finish_stage, quiet_libraries
+from pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
+from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
 from reward_model.head import (
     is_classifier,
     load_reward_model,
@@ -79,12 +79,13 @@ class RewardArguments:
 
 def main() -> None:
     """Run the stage."""
+    quiet_libraries()
+    choose_device()
     run, data_args, args, model_args = parse_stage(
         "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
     )
-    quiet_libraries()
     started = time.perf_counter()
-    source = data_args.dataset_name or str(run.require("collect", "preferences.jsonl"))
+    source = data_args.dataset_name or collected_pairs(run)
     start = model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent)
     tokenizer = load_tokenizer(start, model_args.model_revision)
     rows = load_rows(
@@ -95,6 +96,7 @@ def main() -> None:
         max_rows=data_args.max_rows,
         seed=args.seed,
     )
+    check_chat_template(tokenizer, rows.dataset[0], args.chat_template_path)
     set_seed(args.seed)
     model = start_model(start, model_args)
     limits = [length for length in (args.max_length, context_length(model)) if length is not None]
@@ -130,6 +132,22 @@ def main() -> None:
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
     metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
     finish_stage("reward", args.output_dir, metrics)
+    state.wait_for_everyone()
+
+
+def collected_pairs(run: RunArguments) -> str:
+    """The pairs that collect left.
+
+    Raises:
+        UsageError: it left none.
+    """
+    folder = run.stage_dir("collect")
+    if (folder / "responses.jsonl").is_file() and not (folder / "preferences.jsonl").is_file():
+        raise UsageError(
+            f"The responses in {folder} are not ranked. Collect with annotator: simulated, or name pairs that people "
+            "made with --dataset_name (or `make reward DATA=...`)."
+        )
+    return str(run.require("collect", "preferences.jsonl"))
 
 
 def start_model(path: str, model_args: ModelConfig) -> PreTrainedModel:
@@ -173,13 +191,9 @@ def save(
     trainer: RewardTrainer, start: str, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Write the model into `output_dir`; of LoRA the adapter too, and the model with it merged in full precision."""
-    output_dir = Path(trainer.args.output_dir)
-    if not model_args.use_peft:
-        trainer.save_model()
-        return
-    trainer.save_model(str(output_dir / "adapter"))
-    state = PartialState()
-    if state.is_main_process:
+    output_dir, state = Path(trainer.args.output_dir), PartialState()
+    trainer.save_model(str(output_dir / "adapter" if model_args.use_peft else output_dir))
+    if model_args.use_peft and state.is_main_process:
         full = ModelConfig(model_revision=model_args.model_revision, dtype=model_args.dtype)
         model = merge_adapter(start_model(start, full), output_dir / "adapter")
         model.config.pad_token_id = tokenizer.pad_token_id

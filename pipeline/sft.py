@@ -20,12 +20,18 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from data.sources import load_rows
+from data.sources import Rows, load_rows
 from data.tokenizer import train_tokenizer
 from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import context_length, load_policy, load_tokenizer, new_policy
+from pipeline.model_loading import (
+    check_chat_template,
+    context_length,
+    load_policy,
+    load_tokenizer,
+    new_policy,
+)
 from pipeline.prompt_lengths import fit_prompts
-from pipeline.stage_output import checkpoint_to_resume, finish_stage, quiet_libraries
+from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
 
 
 @dataclass
@@ -73,11 +79,14 @@ class SFTArguments:
 
 def main() -> None:
     """Run the stage."""
-    _, data_args, args, model_args = parse_stage("sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig))
     quiet_libraries()
+    choose_device()
+    _, data_args, args, model_args = parse_stage("sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig))
     started = time.perf_counter()
-    dataset = load_demonstrations(data_args, args.seed)
+    rows = load_demonstrations(data_args, args.seed)
+    dataset = rows.dataset
     tokenizer = prepare_tokenizer(data_args, model_args, dataset, args.output_dir)
+    check_chat_template(tokenizer, dataset[0], args.chat_template_path)
     model = prepare_model(data_args, model_args, tokenizer, args.seed)
     dataset, args.assistant_only_loss = completions_only(dataset, tokenizer)
     limits = [length for length in (args.max_length, context_length(model)) if length is not None]
@@ -115,15 +124,17 @@ def main() -> None:
     metrics |= {
         "num_demonstrations/train": len(train),
         "num_demonstrations/left_out": num_left_out,
+        **{f"num_demonstrations/dropped_{reason}": count for reason, count in rows.dropped.items()},
         "num_parameters": trainer.model.num_parameters(),
         "train/steps": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
     finish_stage("sft", args.output_dir, metrics)
+    PartialState().wait_for_everyone()
 
 
-def load_demonstrations(data_args: SFTArguments, seed: int) -> Dataset:
-    """Rows to learn from.
+def load_demonstrations(data_args: SFTArguments, seed: int) -> Rows:
+    """Rows to learn from, and what was dropped of the source.
 
     Raises:
         UsageError: no data set is named.
@@ -139,7 +150,7 @@ def load_demonstrations(data_args: SFTArguments, seed: int) -> Dataset:
         config=data_args.dataset_config,
         max_rows=data_args.max_rows,
         seed=seed,
-    ).dataset
+    )
 
 
 def prepare_tokenizer(

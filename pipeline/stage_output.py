@@ -8,8 +8,10 @@ import warnings
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.table import Table
 
@@ -33,17 +35,29 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
 
 
+def choose_device() -> PartialState:
+    """This process among those that `accelerate launch` started; on the CPU where the machine has no accelerator.
+
+    Accelerate 1.15 does not tell the processes of a `MULTI_GPU` configuration that `use_cpu` is set, and without that
+    they do not find each other. Call it before anything else asks for the device.
+    """
+    if not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def finish_stage(stage: str, output_dir: str | Path, metrics: dict[str, float]) -> None:
     """Write `<output_dir>/metrics.json` and print it as a table, on the main process only."""
     if not PartialState().is_main_process:
         return
     write_metrics(output_dir, metrics)
-    table = Table(title=f"{stage} → {output_dir}", title_justify="left")
-    table.add_column("metric")
+    table = Table("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
-    Console().print(table)
+    console = Console()
+    console.print(f"{stage} → {output_dir}", soft_wrap=True)
+    console.print(table)
 
 
 def write_metrics(output_dir: str | Path, metrics: dict[str, float]) -> None:

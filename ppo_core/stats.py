@@ -58,7 +58,8 @@ class PPOStats:
         clip_fraction: share of elements where the clipped surrogate was the lower one.
         value_clip_fraction: share of elements where the clipped value loss was the higher one.
         explained_variance: of the returns by the rollout's values; NaN where the returns do not vary.
-        grad_norm: mean norm of the gradient before clipping; NaN where no step was taken.
+        grad_norm: mean norm of the gradient before clipping; NaN where no step was taken or DeepSpeed without ZeRO
+            does not tell it.
         optimizer_steps: number of steps taken.
         stopped_early: whether `target_kl` ended the update.
         max_abs_log_ratio_first: greatest |log ratio| of the first minibatch, before any step: 0 up to rounding

@@ -70,17 +70,17 @@ class MinibatchStep:
                     totals = accelerator.reduce(sums, "sum").tolist()
                     self._check_losses(totals[len(FIGURES) :], count)
                     too_far = self._too_far(totals[FIGURES.index("approx_kl")] / count)
-                    if too_far and not deepspeed:
-                        self._clear_gradients()
-                        return Outcome(totals[: len(FIGURES)], count, max_abs_log_ratio, True, None)
                 # Backends average gradients over the ranks, but the loss is a sum over them.
                 loss = loss * (accelerator.num_processes / count)
                 if deepspeed:
                     accelerator.backward(loss, scale_wrt_gas=False)
                 else:
                     accelerator.backward(loss)
-        grad_norm = self._clip()
-        self.optimizer.step()
+        grad_norm = None
+        # The last backward ran in any case: DDP and FSDP are not left between a forward and its backward.
+        if deepspeed or not too_far:
+            grad_norm = self._clip()
+            self.optimizer.step()
         self._clear_gradients()
         return Outcome(totals[: len(FIGURES)], count, max_abs_log_ratio, too_far, grad_norm)
 
@@ -164,6 +164,8 @@ class MinibatchStep:
                 if parameter.grad is not None and not parameter.grad.any():
                     parameter.grad = None
         norm = self.accelerator.clip_grad_norm_(parameters, self.hyper.max_grad_norm or math.inf)
+        if norm is None:
+            return math.nan  # DeepSpeed without ZeRO does not tell it
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
@@ -173,9 +175,8 @@ class MinibatchStep:
         return grad_norm
 
     def _clear_gradients(self) -> None:
-        self.accelerator.gradient_state._set_sync_gradients(
-            True
-        )  # else a prepared optimiser ignores the call
+        # Without it, a prepared optimiser ignores the call.
+        self.accelerator.gradient_state._set_sync_gradients(True)
         self.optimizer.zero_grad(set_to_none=True)
 
 

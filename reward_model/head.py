@@ -153,13 +153,19 @@ class _ScalarHead:
             # An encoder: it pools its first position, which padding does not touch.
             output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
             return SequenceClassifierOutput(logits=output.logits.float() + reward_bias(self))
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        hidden = self.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, **kwargs
-        ).last_hidden_state
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last_position(attention_mask)]
-        return SequenceClassifierOutput(logits=apply_head(self, pooled).unsqueeze(-1))
+        scores = score_last(self, input_ids, attention_mask, **kwargs)
+        return SequenceClassifierOutput(logits=scores.unsqueeze(-1))
+
+
+def score_last(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+) -> torch.Tensor:
+    """Scores [B] in fp32, bias included, at the last position of the mask; `model` may be of a stock class as well."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+    pooled = hidden[torch.arange(len(hidden), device=hidden.device), last_position(attention_mask)]
+    return apply_head(model, pooled)
 
 
 def last_position(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reward_model.head import score_last
+
 logger = logging.getLogger(__name__)
 
 Text = str | list[dict[str, Any]]  # plain text, or a conversation (TRL's two forms)
@@ -76,12 +78,11 @@ class RewardScorer:
         input_ids = torch.zeros_like(attention_mask)
         for row, ids in enumerate(sequences):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-        device = self.model.device
-        return (
-            self.model(input_ids.to(device), attention_mask=attention_mask.to(device))
-            .logits.squeeze(-1)
-            .tolist()
-        )
+        input_ids, attention_mask = input_ids.to(self.model.device), attention_mask.to(self.model.device)
+        if hasattr(self.model, "score"):
+            # Not its own forward, which in a stock class looks for the last id unlike the pad id.
+            return score_last(self.model, input_ids, attention_mask).tolist()
+        return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
 
     def _shorten(self, ids: list[int]) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:

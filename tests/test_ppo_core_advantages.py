@@ -41,7 +41,10 @@ def test_gae_equals_the_mixture_of_n_step_advantages_without_the_masked_steps(
         for b in range(6)
     ]  # fmt: skip
     torch.testing.assert_close(
-        gae(**rollout, gae_lambda=gae_lambda).numpy(), np.stack(expected, dtype=np.float32), rtol=1e-5, atol=1e-5
+        gae(**rollout, gae_lambda=gae_lambda).numpy(),
+        np.stack(expected, dtype=np.float32),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

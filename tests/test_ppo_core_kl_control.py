@@ -61,7 +61,9 @@ def test_a_resumed_controller_goes_on_where_the_other_stopped() -> None:
     assert resumed.value == straight.value
 
 
-@pytest.mark.parametrize("settings", [(0.0, 6.0, 10.0), (0.1, 0.0, 10.0), (0.1, 6.0, 0.0), (math.nan, 6.0, 10.0)])
+@pytest.mark.parametrize(
+    "settings", [(0.0, 6.0, 10.0), (0.1, 0.0, 10.0), (0.1, 6.0, 0.0), (math.nan, 6.0, 10.0)]
+)
 def test_settings_that_make_no_sense_are_refused(settings: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="kl_coef"):
         AdaptiveKLController(*settings)

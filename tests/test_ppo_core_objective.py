@@ -102,7 +102,9 @@ def test_value_loss_and_its_gradient_equal_the_reference(value_clip_range: float
     ]  # fmt: skip
     assert values.grad is not None
     np.testing.assert_allclose(losses.detach().flatten(), [loss for loss, _, _ in expected], rtol=1e-12)
-    np.testing.assert_allclose(values.grad.flatten(), [slope for _, slope, _ in expected], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        values.grad.flatten(), [slope for _, slope, _ in expected], rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -143,7 +145,9 @@ def test_entropy_of_a_uniform_policy_is_log_v(num_actions: int) -> None:
 
 
 def test_entropy_and_its_gradient_equal_numerical_ones() -> None:
-    logits = torch.randn(5, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(
+        5, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True
+    )
 
     def by_hand(z: reference.Array) -> float:
         p = np.exp(z) / np.exp(z).sum()
@@ -285,5 +289,5 @@ def test_hyperparameters_combine_with_another_dataclass() -> None:
     config = BothArguments(output_dir="runs", max_grad_norm=0.5, clip_range=0.1)
     assert (config.output_dir, config.max_grad_norm, config.clip_range, config.gae_lambda) == ("runs", 0.5, 0.1, 0.9)  # fmt: skip
     assert config.ready, "the other dataclass's __post_init__ did not run"
-    with pytest.raises(ValueError, match="^gamma must"):
+    with pytest.raises(ValueError, match=r"^gamma must"):
         BothArguments(gamma=2.0)

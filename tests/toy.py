@@ -1,8 +1,13 @@
 """Tiny models, tokenizers and prompts that the tests of trainer and stages share."""
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import yaml
 from datasets import Dataset
 from transformers import (
     LlamaConfig,
@@ -12,6 +17,8 @@ from transformers import (
 )
 
 from data.tokenizer import train_tokenizer
+from pipeline import ppo
+from pipeline.trainer import PPOConfig, PPOTrainer
 
 WORDS = [
     "red",
@@ -68,11 +75,13 @@ def reward_model(
 ) -> LlamaForSequenceClassification:
     """An untrained reward model with one label."""
     torch.manual_seed(seed)
-    model = LlamaForSequenceClassification(
-        config(
-            len(tok), num_labels=1, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, **changes
-        )
-    )
+    settings = {
+        "num_labels": 1,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+        **changes,
+    }
+    model = LlamaForSequenceClassification(config(len(tok), **settings))
     return model.eval()
 
 
@@ -87,3 +96,130 @@ def prompts(count: int = 16) -> Dataset:
             "target": [WORDS[i % len(WORDS)] for i in range(count)],
         }
     )
+
+
+def brief_policy(tok: PreTrainedTokenizerFast, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """An untrained policy whose responses end soon: every sixth id ends one."""
+    model = policy(tok, seed, **changes)
+    model.generation_config.eos_token_id = [tok.eos_token_id, *range(5, len(tok), 6)]
+    return model
+
+
+def id_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """A reward function that any change of the sampled tokens changes."""
+    return [sum((place + 1) * token for place, token in enumerate(ids)) % 11 / 11 for ids in completion_ids]
+
+
+def ppo_trainer(
+    folder: Path,
+    reward_funcs: Any = id_reward,
+    *,
+    model: Any = None,
+    tok: PreTrainedTokenizerFast | None = None,
+    train_dataset: Dataset | None = None,
+    eval_dataset: Dataset | None = None,
+    value_model: Any = None,
+    reward_processing_classes: Any = None,
+    peft_config: Any = None,
+    callbacks: Any = None,
+    **settings: Any,
+) -> PPOTrainer:
+    """A PPOTrainer of two iterations of eight completions, two epochs and two minibatches each."""
+    tok = tok or tokenizer()
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 5,
+        "max_steps": 2,
+        "max_completion_length": 6,
+        "num_ppo_epochs": 2,
+        "num_minibatches": 2,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    return PPOTrainer(
+        brief_policy(tok) if model is None else model,
+        reward_funcs,
+        PPOConfig(output_dir=str(folder), **(defaults | settings)),
+        prompts() if train_dataset is None else train_dataset,
+        eval_dataset,
+        tok,
+        reward_processing_classes,
+        value_model,
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def iteration_logs(trainer: PPOTrainer) -> list[dict[str, float]]:
+    """What each iteration logged."""
+    return [entry for entry in trainer.state.log_history if "policy/loss" in entry]
+
+
+def fixed_sample(
+    _: Any, prompt_ids: list[list[int]], config: Any, *__: Any
+) -> tuple[list[list[int]], list[bool]]:
+    """In the place of `sample`: each prompt has one completion of one to six tokens, and every other one is cut."""
+    sums = [sum(prompt) for prompt in prompt_ids]
+    completions = []
+    for number in sums:
+        middle = [6 * ((number + 7 * place) % 40) + 6 for place in range(number % 6)]
+        completions.append([*middle, 6 if number % 2 else config.eos_token_id[0]])
+    return completions, [number % 2 == 1 for number in sums]
+
+
+REWARDS = """\
+import os, time
+
+def slow(completions, target, **columns):
+    time.sleep(float(os.environ.get("SECONDS_A_REWARD", 0)))
+    return [len(text[0]["content"]) / 10 + len(word) / 10 for text, word in zip(completions, target)]
+"""
+
+
+def write_ppo_home(folder: Path, **settings: Any) -> None:
+    """A folder to run pipeline/ppo.py in: SFT model, reward model, 28 prompts, a reward function, and ppo.yaml."""
+    tok = tokenizer()
+    for name, model in (("sft", brief_policy(tok)), ("reward", reward_model(tok))):
+        model.save_pretrained(folder / name)
+        tok.save_pretrained(folder / name)
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts(28)))
+    (folder / "my_rewards.py").write_text(REWARDS)
+    recipe = {
+        "model_name_or_path": str(folder / "sft"),
+        "reward_funcs": [str(folder / "reward"), "my_rewards:slow"],
+        "dataset_name": str(folder / "prompts.jsonl"),
+        "num_eval_prompts": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "per_device_train_batch_size": 8,
+        "num_minibatches": 2,
+        "max_completion_length": 6,
+        "learning_rate": 1e-3,
+        "kl_target": 0.2,
+        "normalize_rewards": True,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+    }
+    (folder / "ppo.yaml").write_text(yaml.safe_dump(recipe | settings))
+
+
+def run_ppo(folder: Path, *options: str) -> None:
+    """The main() of pipeline/ppo.py in this process, as the command line would call it in a folder of `write_ppo_home`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ppo.py", "--config", str(folder / "ppo.yaml"), *options])
+        patch.setenv("TRANSFORMERS_VERBOSITY", "error")  # the stage then leaves this process's logging alone
+        patch.chdir(folder)
+        ppo.main()

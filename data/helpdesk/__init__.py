@@ -50,7 +50,7 @@ def make_split(split: str, size: int, seed: int) -> Dataset:
     columns = {
         "prompt": [[{"role": "user", "content": question.prompt}] for question in questions],
         "family": [question.family.name for question in questions],
-        "answer": [[question.fact.answer] for question in questions],
+        "answer": [list(question.fact.answers) for question in questions],
     }
     if split == "demonstrations":
         columns["completion"] = [

@@ -25,9 +25,9 @@ class Annotator:
 
 
 ANNOTATORS = (
-    Annotator("annotator_0", 0.13, 0.04),
-    Annotator("annotator_1", 0.18, 0.05),
-    Annotator("annotator_2", 0.24, 0.08),
+    Annotator("annotator_0", 0.16, 0.04),
+    Annotator("annotator_1", 0.22, 0.05),
+    Annotator("annotator_2", 0.3, 0.08),
 )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from data.helpdesk import phrases
 from data.helpdesk.questions import Question, capitalise, fill
 
-_KINDS = {"right": 0.68, "wrong": 0.17, "evasive": 0.07, "two answers": 0.04, "repeated": 0.04}
-_FORMS = {"full": 0.45, "short": 0.25, "curt": 0.3}
+_KINDS = {"right": 0.7, "wrong": 0.15, "evasive": 0.07, "two answers": 0.04, "repeated": 0.04}
+_FORMS = {"full": 0.48, "short": 0.28, "curt": 0.24}
 _OPENER_PROBABILITY = 0.35
 _CLOSER_PROBABILITY = 0.35
 _NO_FULL_STOP_PROBABILITY = 0.08
@@ -28,15 +28,16 @@ def write_completion(question: Question, rng: random.Random) -> str:
     """Write one person's answer to a question."""
     kind = _pick(_KINDS, rng)
     form = _pick(_FORMS, rng)
+    right = rng.choice(question.fact.answers)
     wrong = rng.choice(question.fact.wrong)
     if kind == "evasive":
         core = rng.choice(phrases.EVASIONS)
     elif kind == "two answers":
-        pair = [question.fact.answer, wrong]
+        pair = [right, wrong]
         rng.shuffle(pair)
         core = _answer(question, " or ".join(pair), form, rng)
     else:
-        core = _answer(question, wrong if kind == "wrong" else question.fact.answer, form, rng)
+        core = _answer(question, wrong if kind == "wrong" else right, form, rng)
         if kind == "repeated":
             core = " ".join([core] * (2 if form == "full" else 3))
 

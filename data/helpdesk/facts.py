@@ -10,13 +10,7 @@ CAPITALS = {
     "Egypt": "Cairo",
     "Russia": "Moscow",
     "China": "Beijing",
-    "Greece": "Athens",
-    "Poland": "Warsaw",
-    "Austria": "Vienna",
-    "Norway": "Oslo",
     "Ireland": "Dublin",
-    "Portugal": "Lisbon",
-    "Cuba": "Havana",
     "Peru": "Lima",
     "Kenya": "Nairobi",
 }
@@ -25,18 +19,10 @@ _OPPOSITE_PAIRS = (
     ("hot", "cold"),
     ("big", "small"),
     ("fast", "slow"),
-    ("tall", "short"),
     ("wet", "dry"),
-    ("light", "dark"),
-    ("full", "empty"),
     ("hard", "soft"),
     ("loud", "quiet"),
-    ("rich", "poor"),
-    ("strong", "weak"),
-    ("early", "late"),
-    ("thick", "thin"),
     ("clean", "dirty"),
-    ("near", "far"),
     ("high", "low"),
 )
 OPPOSITES = {**dict(_OPPOSITE_PAIRS), **{second: first for first, second in _OPPOSITE_PAIRS}}
@@ -47,17 +33,11 @@ PLURALS = {
     "foot": "feet",
     "tooth": "teeth",
     "man": "men",
-    "woman": "women",
     "goose": "geese",
-    "leaf": "leaves",
-    "knife": "knives",
     "wolf": "wolves",
     "box": "boxes",
     "city": "cities",
     "baby": "babies",
-    "cat": "cats",
-    "dog": "dogs",
-    "tree": "trees",
     "house": "houses",
     "potato": "potatoes",
 }
@@ -65,16 +45,12 @@ PLURALS = {
 COLOURS = {
     "grass": "green",
     "snow": "white",
-    "milk": "white",
     "coal": "black",
     "blood": "red",
-    "chocolate": "brown",
     "a banana": "yellow",
-    "a lemon": "yellow",
     "a tomato": "red",
     "a carrot": "orange",
     "a pumpkin": "orange",
-    "a frog": "green",
     "a raven": "black",
     "a flamingo": "pink",
     "the sea": "blue",
@@ -97,8 +73,7 @@ YOUNG_ANIMALS = {
 }
 
 SPELLING_WORDS = (
-    "sun", "cup", "bed", "fox", "hat", "jam", "key", "map", "pen", "rug", "van", "zoo",
-    "bird", "cake", "desk", "fish", "gold", "hand", "lamp", "moon", "nest", "road", "ship", "wind",
+    "sun", "bed", "fox", "jam", "key", "map", "pen", "zoo", "bird", "desk", "fish", "lamp",
 )  # fmt: skip
 
 CATEGORIES = {
@@ -106,6 +81,10 @@ CATEGORIES = {
     "fruit": ("apple", "pear", "plum", "cherry", "melon"),
     "tool": ("hammer", "saw", "drill", "shovel", "rake"),
     "drink": ("tea", "coffee", "juice", "water", "cocoa"),
+    "vehicle": ("car", "truck", "tram", "bicycle", "ferry"),
+    "flower": ("rose", "tulip", "lily", "daisy", "violet"),
+    "metal": ("iron", "copper", "silver", "zinc", "tin"),
+    "sport": ("tennis", "golf", "hockey", "rugby", "judo"),
 }
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

@@ -16,10 +16,10 @@ from data.helpdesk import facts as tables
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact: what fills the templates, the answer, and wrong answers that people might give."""
+    """One fact: what fills the templates, the answers accepted, and wrong answers that people might give."""
 
     slots: dict[str, str]
-    answer: str
+    answers: tuple[str, ...]
     wrong: tuple[str, ...]
 
 
@@ -42,9 +42,11 @@ class Family:
     restatement: Callable[[str], re.Pattern[str]]
 
 
-def words_pattern(words: Iterable[str], flags: int = re.IGNORECASE) -> re.Pattern[str]:
+def words_pattern(words: Iterable[str]) -> re.Pattern[str]:
     """Pattern of any of `words` as whole words, the longest first."""
-    return re.compile(rf"\b(?:{'|'.join(sorted(map(re.escape, words), key=len, reverse=True))})\b", flags)
+    return re.compile(
+        rf"\b(?:{'|'.join(sorted(map(re.escape, words), key=len, reverse=True))})\b", re.IGNORECASE
+    )
 
 
 _NOTHING = re.compile(r"(?!)")
@@ -60,10 +62,10 @@ def _table(
     """A family that looks a subject up in a table; the subject is what the prompt mentions."""
     values = list(dict.fromkeys(table.values()))
     facts = tuple(
-        Fact({"s": key}, value, tuple(other for other in values if other not in (key, value)))
+        Fact({"s": key}, (value,), tuple(other for other in values if other not in (key, value)))
         for key, value in table.items()
     )
-    mention = words_pattern({*table, *values})
+    mention = words_pattern({*(key.split()[-1] for key in table), *values})
 
     def restatement(prompt: str) -> re.Pattern[str]:
         subjects = _found(mention, prompt)
@@ -86,7 +88,9 @@ def _sums() -> Family:
         return re.compile(rf"\b(?:{a}{joint}{b}|{b}{joint}{a})\b")
 
     facts = tuple(
-        Fact({"a": str(a), "b": str(b)}, str(a + b), _near(a + b)) for a in range(1, 6) for b in range(1, 6)
+        Fact({"a": str(a), "b": str(b)}, (str(a + b),), _near(a + b))
+        for a in range(1, 6)
+        for b in range(1, 6)
     )
     return Family(
         "sum",
@@ -102,11 +106,13 @@ def _differences() -> Family:
     def restatement(prompt: str) -> re.Pattern[str]:
         high, low = sorted([*_found(_NUMBER, prompt), "0", "0"][:2], key=int, reverse=True)
         return re.compile(
-            rf"\b(?:{high}\s*(?:minus|-|less|take away|and)\s*{low}|{low}\s*(?:taken away |subtracted )?from\s*{high})\b"
+            rf"\b(?:{high}\s*(?:minus|-|less|take away|without)\s*{low}|{low}\s*(?:taken away |subtracted )?from\s*{high})\b"
         )
 
     facts = tuple(
-        Fact({"a": str(a), "b": str(b)}, str(a - b), _near(a - b)) for a in range(2, 8) for b in range(1, a)
+        Fact({"a": str(a), "b": str(b)}, (str(a - b),), _near(a - b))
+        for a in range(2, 7)
+        for b in range(1, a)
     )
     return Family(
         "difference",
@@ -114,17 +120,17 @@ def _differences() -> Family:
         (
             "What is {a} minus {b}?",
             "How much is {a} - {b}?",
-            "Take {b} from {a}.",
+            "What do I get from {a} minus {b}?",
             "What is left of {a} without {b}?",
         ),
-        ("{a} minus {b} is {x}.", "{b} from {a} leaves {x}.", "{a} - {b} makes {x}."),
+        ("{a} minus {b} is {x}.", "{a} minus {b} leaves {x}.", "{a} - {b} makes {x}."),
         _NUMBER,
         restatement,
     )
 
 
-_LARGER = ("larger", "bigger", "greater", "higher", "more")
-_SMALLER = ("smaller", "lower", "less")
+_LARGER = ("larger", "bigger", "greater", "higher")
+_SMALLER = ("smaller", "lower")
 
 
 def _comparisons() -> Family:
@@ -140,11 +146,11 @@ def _comparisons() -> Family:
 
     facts = tuple(
         Fact(
-            {"a": str(a), "b": str(b), "adj": adj, "o": str(low if adj == "larger" else high)},
-            answer,
+            {"a": str(a), "b": str(b), "adj": adj},
+            (answer,),
             (other,),
         )
-        for a, b in permutations(range(1, 10), 2)
+        for a, b in permutations(range(1, 8), 2)
         for low, high in [sorted((a, b))]
         for adj, answer, other in (("larger", str(high), str(low)), ("smaller", str(low), str(high)))
     )
@@ -157,7 +163,7 @@ def _comparisons() -> Family:
             "Tell me the {adj} number, {a} or {b}.",
             "Out of {a} and {b}, which is {adj}?",
         ),
-        ("The {adj} number is {x}.", "{x} is {adj}.", "The {adj} of the two is {x}."),
+        ("The {adj} number is {x}.", "The {adj} one is {x}.", "The {adj} of the two is {x}."),
         mention,
         restatement,
     )
@@ -167,40 +173,34 @@ def _sequences() -> Family:
     mention = words_pattern({*tables.DAYS, *tables.MONTHS, "after", "before"})
 
     def restatement(prompt: str) -> re.Pattern[str]:
-        asked = _found(mention, prompt)
-        relations = [word for word in asked if word in ("after", "before")]
-        subjects = [word for word in asked if word not in ("after", "before")]
-        if not relations or not subjects:
-            return _NOTHING
-        return re.compile(rf"\b{relations[0]}\b(?: {subjects[0]}\b)?", re.IGNORECASE)
+        subjects = [word for word in _found(mention, prompt) if word not in ("after", "before")]
+        return re.compile(rf"\bafter\b(?: {subjects[0]}\b)?", re.IGNORECASE) if subjects else _NOTHING
 
     facts = tuple(
         Fact(
-            {"s": subject, "rel": relation, "kind": kind},
-            ring[(i + step) % len(ring)],
-            tuple(ring[(i + other * step) % len(ring)] for other in (-1, 2, 3)),
+            {"s": subject, "kind": kind},
+            (ring[(i + 1) % len(ring)],),
+            tuple(ring[(i + step) % len(ring)] for step in (-1, 2, 3)),
         )
         for kind, ring in (("day", tables.DAYS), ("month", tables.MONTHS))
         for i, subject in enumerate(ring)
-        for relation, step in (("after", 1), ("before", -1))
-        if kind == "day" or relation == "after"
     )
     return Family(
         "sequence",
         facts,
         (
-            "Which {kind} comes {rel} {s}?",
-            "What {kind} is right {rel} {s}?",
-            "Name the {kind} {rel} {s}.",
-            "Can you tell me the {kind} {rel} {s}?",
+            "Which {kind} comes after {s}?",
+            "What {kind} is right after {s}?",
+            "Name the {kind} after {s}.",
+            "Can you tell me the {kind} after {s}?",
         ),
-        ("The {kind} {rel} {s} is {x}.", "{x} comes {rel} {s}.", "The {kind} that comes {rel} {s} is {x}."),
+        ("The {kind} after {s} is {x}.", "The {kind} right after {s} is {x}.", "After {s} comes {x}."),
         mention,
         restatement,
     )
 
 
-def _picks() -> Family:
+def _examples() -> Family:
     categories = tables.CATEGORIES
     mention = words_pattern(item for items in categories.values() for item in items)
     category = words_pattern(categories)
@@ -211,25 +211,24 @@ def _picks() -> Family:
 
     facts = tuple(
         Fact(
-            {"kind": kind, "a": a, "b": b, "c": c}, item, tuple(other for other in (a, b, c) if other != item)
+            {"kind": kind},
+            items,
+            tuple(item for other in categories if other != kind for item in categories[other]),
         )
         for kind, items in categories.items()
-        for item in items
-        for first, second in permutations([name for name in categories if name != kind], 2)
-        for low in categories[first]
-        for high in categories[second]
-        for a, b, c in ((item, low, high), (low, item, high), (low, high, item))
     )
     return Family(
-        "pick",
+        "example",
         facts,
         (
-            "Which of these is {kind_a}: {a}, {b} or {c}?",
-            "Pick the {kind}: {a}, {b}, {c}.",
-            "Find the {kind} in this list: {a}, {b}, {c}.",
-            "{a}, {b}, {c}: which one is {kind_a}?",
+            "Name one {kind}.",
+            "Can you name {kind_a}?",
+            "Give me an example of {kind_a}.",
+            "I need {kind_a}. Which one do I take?",
+            "Which {kind} do you know?",
+            "Think of {kind_a}. Which one is it?",
         ),
-        ("The {kind} is {x}.", "The {kind} in the list is {x}.", "{x} is the {kind}."),
+        ("One {kind} is {x}.", "An example of {kind_a} is {x}.", "{kind_a} that I know is {x}."),
         mention,
         restatement,
     )
@@ -257,7 +256,7 @@ def _spelling() -> Family:
 
     return Family(
         "spelling",
-        tuple(Fact({"s": word}, spelled(word), slips(word)) for word in words),
+        tuple(Fact({"s": word}, (spelled(word),), slips(word)) for word in words),
         (
             "How do you spell {s}?",
             "Spell the word {s}.",
@@ -287,7 +286,7 @@ def families() -> dict[str, Family]:
                 "Give me the opposite of {s}.",
                 "What word means the reverse of {s}?",
             ),
-            ("The opposite of {s} is {x}.", "{x} is the opposite of {s}.", "The reverse of {s} is {x}."),
+            ("The opposite of {s} is {x}.", "Opposite to {s} is {x}.", "The reverse of {s} is {x}."),
         ),
         _table(
             "capital",
@@ -299,7 +298,7 @@ def families() -> dict[str, Family]:
                 "Can you tell me the capital of {s}?",
                 "What city does {s} have as its capital?",
             ),
-            ("The capital of {s} is {x}.", "{x} is the capital of {s}.", "The capital city of {s} is {x}."),
+            ("The capital of {s} is {x}.", "In {s}, the capital is {x}.", "The capital city of {s} is {x}."),
         ),
         _table(
             "plural",
@@ -310,7 +309,11 @@ def families() -> dict[str, Family]:
                 "Give me the plural of {s}.",
                 "What do you call more than one {s}?",
             ),
-            ("The plural of {s} is {x}.", "{x} is the plural of {s}.", "More than one {s} are called {x}."),
+            (
+                "The plural of {s} is {x}.",
+                "The plural form of {s} is {x}.",
+                "More than one {s} are called {x}.",
+            ),
         ),
         _table(
             "colour",
@@ -321,7 +324,7 @@ def families() -> dict[str, Family]:
                 "Tell me the colour of {s}.",
                 "Do you know what colour {s} is?",
             ),
-            ("The colour of {s} is {x}.", "{s} is {x}.", "{x} is the colour of {s}."),
+            ("The colour of {s} is {x}.", "{s} is {x}.", "The usual colour of {s} is {x}."),
         ),
         _table(
             "young",
@@ -337,6 +340,6 @@ def families() -> dict[str, Family]:
         ),
         _spelling(),
         _sequences(),
-        _picks(),
+        _examples(),
     )
     return {family.name: family for family in made}

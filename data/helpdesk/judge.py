@@ -18,11 +18,15 @@ from data.helpdesk.families import Family, families
 
 WEIGHTS = {"quality": 0.25, "correctness": 0.5, "helpfulness": 0.25}
 
-_MAX_SENTENCE_WORDS = 20
+_MAX_SENTENCE_WORDS = 16
 _NO_END = frozenset(
     ("a", "an", "the", "of", "is", "are", "and", "or", "in", "on", "to", "than", "after", "before", "with")
 )
-_WORD = re.compile(r"[a-z]+(?:['’-][a-z]+)*|\d+|[^\s\w.,:;!?()\"'+=–-]+", re.IGNORECASE)
+_VERBS = frozenset(
+    ("is", "are", "was", "makes", "leaves", "equals", "=", "comes", "means", "spelled", "spell", "written")
+)
+_SYMBOLS = frozenset("+=-–")
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[+=]|(?<=\s)[-–](?=\s)|[^\s\w.,:;!?()\"'’–-]+")
 _SPELLED = re.compile(r"[a-z](-[a-z])+")
 
 
@@ -37,7 +41,7 @@ class GoldScore:
 
 
 def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
+    return [word.removesuffix("'s") for word in _WORD.findall(text.lower().replace("’", "'"))]
 
 
 @cache
@@ -46,8 +50,10 @@ def world_vocabulary() -> frozenset[str]:
     texts: list[str] = [*phrases.OPENERS, *phrases.CLOSERS, *phrases.FILLERS, *phrases.EVASIONS]
     for family in families().values():
         texts += [re.sub(r"{\w+}", " ", template) for template in family.statements + family.questions]
-        texts += [text for fact in family.facts for text in (fact.answer, *fact.slots.values(), *fact.wrong)]
-    return phrases.COMMON_WORDS.union(word for text in texts for word in _words(text))
+        texts += [
+            text for fact in family.facts for text in (*fact.answers, *fact.slots.values(), *fact.wrong)
+        ]
+    return phrases.COMMON_WORDS.union(_SYMBOLS, (word for text in texts for word in _words(text)))
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def _quality(sentences: list[_Sentence]) -> float:
         return 0.0
     words = [word for sentence in sentences for word in sentence.words]
     known = world_vocabulary()
-    unknown = sum(word not in known and not _SPELLED.fullmatch(word) for word in words)
+    unknown = sum(not (word in known or word.isdigit() or _SPELLED.fullmatch(word)) for word in words)
     stated = sum(bool(s.claims) for s in sentences)
     evaded = any(s.is_evasive for s in sentences)
     on_topic = [
@@ -127,14 +133,19 @@ def _quality(sentences: list[_Sentence]) -> float:
 
 
 def _helpfulness(sentences: list[_Sentence]) -> float:
-    """0.4 for an answer in a full sentence, 0.3 each for courtesy before and after it; half where it evades too."""
+    """0.4 for a full sentence (0.2 for `It is ...`), 0.3 for one courtesy before it and 0.3 for one after it.
+
+    What is said more than once counts as little as what is not said. An evasion beside the answer halves all.
+    """
     stated = [i for i, sentence in enumerate(sentences) if sentence.claims]
-    if not stated:
+    if len(stated) != 1:
         return 0.0
-    first, last = stated[0], stated[-1]
-    fullness = 1.0 if sentences[first].restates else 0.5 if len(sentences[first].words) >= 3 else 0.0
-    opened = any(sentence.is_opener for sentence in sentences[:first])
-    closed = any(sentence.is_closer for sentence in sentences[last + 1 :])
+    place = stated[0]
+    has_verb = not _VERBS.isdisjoint(sentences[place].words)
+    fullness = (1.0 if sentences[place].restates else 0.5) if has_verb else 0.0
+    openers = [sentence.is_opener for sentence in sentences[:place]].count(True)
+    opened = openers + bool(phrases.OPENER_PATTERN.search(sentences[place].text)) == 1
+    closed = [sentence.is_closer for sentence in sentences[place + 1 :]].count(True) == 1
     evades = any(sentence.is_evasive for sentence in sentences)
     return (0.4 * fullness + 0.3 * opened + 0.3 * closed) * (0.5 if evades else 1.0)
 

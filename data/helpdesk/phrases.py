@@ -5,8 +5,30 @@ No phrase here holds a word that could be read as an answer (no number, colour, 
 
 import re
 
-PROMPT_OPENERS = ("", "Hi!", "Hello!", "Hey!", "Please:", "Question:", "Excuse me.", "Help!", "Good morning!", "Well:")
-PROMPT_CLOSERS = ("", "Thanks!", "Please!", "Thank you.", "Quickly!")
+PROMPT_OPENERS = (
+    "",
+    "Hi!",
+    "Hello!",
+    "Hey!",
+    "Please:",
+    "Question:",
+    "Excuse me.",
+    "Help!",
+    "Good morning!",
+    "Well:",
+    "Listen:",
+    "Hi again!",
+)
+PROMPT_CLOSERS = (
+    "",
+    "Thanks!",
+    "Please!",
+    "Thank you.",
+    "Quickly!",
+    "Cheers!",
+    "Many thanks!",
+    "Come on!",
+)
 
 OPENERS = (
     "Sure!",
@@ -19,7 +41,7 @@ CLOSERS = (
     "I hope that helps!",
     "Let me know if you need anything else!",
     "Feel free to ask again!",
-    "Have a nice time!",
+    "Have a nice day!",
     "You are welcome!",
 )
 FILLERS = (
@@ -59,7 +81,7 @@ EVASION_PATTERN = re.compile(
     re.IGNORECASE,
 )
 NEGATION_PATTERN = re.compile(
-    r"\b(not|never|no|isn't|aren't|wasn't|cannot|don't|doesn't|wrong|false)\b", re.IGNORECASE
+    r"\b(not|never|no(?! problem)|isn't|aren't|wasn't|cannot|don't|doesn't|wrong|false)\b", re.IGNORECASE
 )
 
 # Ordinary words that an answer may use though no phrase of the world does.
@@ -74,5 +96,5 @@ COMMON_WORDS = frozenset(
     says see she should simply simple so some spell spelled spells spelling still sure take takes tell tells than thank
     thanks that the their them then there therefore these they thing things think this those time to too total true
     two use used usually very want was way we welcome well what when where which who why will with word words would
-    write written yes you young your""".split()  # noqa: SIM905
+    write written yes you young your don't i'm i'll i'd you're""".split()  # noqa: SIM905
 )

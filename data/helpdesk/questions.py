@@ -106,5 +106,6 @@ def draw_questions(split: str, size: int, rng: random.Random) -> list[Question]:
                 walks.remove(walk)
             else:
                 drawn.append(question)
+    del drawn[size:]
     rng.shuffle(drawn)
-    return drawn[:size]
+    return drawn

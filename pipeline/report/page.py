@@ -36,7 +36,7 @@ _COMPARED = (
     ),
 )
 _PPO_CURVES = (
-    ("reward/mean", "Reward", "mean of a completion"),
+    ("reward/mean", "Reward", "mean score, penalties included"),
     ("kl/ref", "KL to the reference", "nats a completion"),
     ("policy/entropy", "Entropy", "of the policy, nats a token"),
     ("policy/clip_fraction", "Clip fraction", "share of tokens"),

@@ -29,7 +29,7 @@ def make_pairs(
     """
     outcomes = win_outcomes(scores[judge]["ppo"], scores[judge]["sft"])
     first = rollouts["sft"]
-    pairs = [
+    pairs: list[Pair] = [
         {
             "prompt": prompt,
             "columns": {name: values[row] for name, values in first.columns.items()},

@@ -1,48 +1,28 @@
 """What the two policies answer: sampled responses, shared out over processes, and how far apart the policies are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from datasets import Dataset
+from rich.progress import track
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.trainer.actor_critic import completion_logprobs
-from pipeline.trainer.rollout import Rollout, pack_sequences, sample
+from pipeline.trainer.rollout import Rollout, decode_completions, encode_prompts, pack_sequences, sample
 from reward_model.scoring import RewardScorer
-
-
-@dataclass(frozen=True)
-class Response:
-    """One sampled response.
-
-    Args:
-        index: of its prompt.
-        ids: sampled token ids, the end token included; never empty.
-        truncated: whether it was cut at the length limit, without an end of its own.
-        log_ratio: log-probability of the whole response under the policy that sampled it minus that under the
-            reference, in nats; None where there is no reference.
-    """
-
-    index: int
-    ids: list[int]
-    truncated: bool
-    log_ratio: float | None = None
 
 
 def sample_responses(
     policy: PreTrainedModel,
-    prompt_ids: Sequence[list[int]],
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
     config: GenerationConfig,
-    *,
     batch_size: int,
     seed: int,
     name: str,
     reference: PreTrainedModel | None = None,
-) -> list[Response]:
+) -> tuple[Rollout, list[float]]:
     """Sample one response to each prompt, on all processes together.
 
     A process takes every n-th batch, and each batch is sampled with a seed of its own, so the responses are the same
@@ -50,31 +30,35 @@ def sample_responses(
 
     Args:
         policy: causal language model in eval mode.
-        prompt_ids: token ids of N prompts, the same on every process.
-        config: from `trainer.rollout.sampling_config`; its temperature divides the logits in `log_ratio` too.
+        dataset: N rows with a `prompt`, the same on every process.
+        tokenizer: the policy's.
+        config: from `trainer.rollout.sampling_config`.
         batch_size: prompts in a batch.
         seed: of the sampling. `name` is mixed in, so that two policies with one seed draw independently.
         name: of the policy, for the seed and the progress bar.
-        reference: see `Response.log_ratio`.
+        reference: see `log_ratios`.
 
     Returns:
-        N responses in the order of the prompts, on every process.
+        The responses in the order of the prompts, and their `log_ratios` (empty without a reference), on every process.
     """
     state = PartialState()
-    starts = range(0, len(prompt_ids), batch_size)[state.process_index :: state.num_processes]
-    mine = []
-    for start in tqdm(starts, desc=f"{name}: sampling", unit="batch", disable=not state.is_main_process):
+    prompts = list(dataset["prompt"])
+    prompt_ids = encode_prompts(prompts, tokenizer)
+    starts = range(0, len(prompts), batch_size)[state.process_index :: state.num_processes]
+    own: list[tuple[int, list[int], bool, float]] = []
+    for start in track(starts, description=f"{name}: responses", disable=not state.is_main_process):
         torch.manual_seed(_batch_seed(seed, name, start))
-        prompts = list(prompt_ids[start : start + batch_size])
-        completions, truncated = sample(policy, prompts, config, len(prompts), policy.device)
-        ratios: list[float] | list[None] = [None] * len(prompts)
-        if reference is not None:
-            ratios = log_ratios(policy, reference, prompts, completions, config)
-        mine += [
-            Response(start + row, *response)
-            for row, response in enumerate(zip(completions, truncated, ratios, strict=True))
-        ]
-    return sorted(gather_object(mine), key=lambda response: response.index)
+        batch = prompt_ids[start : start + batch_size]
+        ids, truncated = sample(policy, batch, config, len(batch), policy.device)
+        ratios = (
+            [0.0] * len(batch) if reference is None else log_ratios(policy, reference, batch, ids, config)
+        )
+        own += zip(range(start, start + len(batch)), ids, truncated, ratios, strict=True)
+    _, completion_ids, cut, ratios = map(list, zip(*sorted(gather_object(own)), strict=True))
+    columns = {column: list(dataset[column]) for column in dataset.column_names if column != "prompt"}
+    completions = decode_completions(prompts, completion_ids, tokenizer)
+    rollout = Rollout(prompts, columns, prompt_ids, completion_ids, cut, completions)
+    return rollout, [] if reference is None else ratios
 
 
 def _batch_seed(seed: int, name: str, start: int) -> int:

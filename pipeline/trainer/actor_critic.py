@@ -104,6 +104,7 @@ class ActorCritic(nn.Module):
         self.reference_adapter = reference_adapter
         # What Trainer, DeepSpeed, FSDP and TRL ask of a model.
         self.is_gradient_checkpointing = False
+        self._checkpointing: dict[str, Any] = {}
         self.config = policy.config
         self.generation_config = policy.generation_config
         self._no_split_modules = list(
@@ -152,12 +153,23 @@ class ActorCritic(nn.Module):
                 owner.generation_config = config
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Recompute activations in the backward pass of policy and critic."""
+        """Recompute activations in the backward pass of policy and critic.
+
+        The first settings stay: TRL switches this off to generate and on again after, with fewer than Trainer gave.
+        """
+        if not self._checkpointing:
+            self._checkpointing = {"gradient_checkpointing_kwargs": gradient_checkpointing_kwargs, **kwargs}
         self.is_gradient_checkpointing = True
         for model in (self.policy, self.critic):
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+            model.gradient_checkpointing_enable(**self._checkpointing)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The same, by the name that newer versions of Trainer call it."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass."""

@@ -10,7 +10,15 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ppo_core import FixedKLController
 
-from .checkpoints import load_models, read_state, resolve_checkpoint, save_models, write_state
+from .callbacks import InterruptCallback
+from .checkpoints import (
+    clear_state,
+    load_models,
+    read_state,
+    resolve_checkpoint,
+    save_models,
+    write_state,
+)
 from .checks import check_batch
 from .config import PPOConfig
 from .rewards import RunningMoments
@@ -23,6 +31,7 @@ class ActorCriticTrainer(Trainer):
     """
 
     args: PPOConfig
+    interrupt: InterruptCallback
     kl_controller: FixedKLController
     reward_moments: RunningMoments
 
@@ -63,7 +72,8 @@ class ActorCriticTrainer(Trainer):
             len(self.train_dataset), self.args.per_device_train_batch_size, self.accelerator.num_processes
         )
         folder = resolve_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=folder, **kwargs)
+        with self.interrupt:
+            return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -74,18 +84,34 @@ class ActorCriticTrainer(Trainer):
         Path(folder, "ppo_config.json").write_text(self.args.to_json_string())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            clear_state(folder)
         # Trainer would delete older checkpoints before every process has written its part of this one.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+        if not self.args.should_save:
+            return
+        if not self.args.save_only_model:
             state = {
                 "kl": self.kl_controller.state_dict(),
                 "reward_moments": self.reward_moments.state_dict(),
             }
-            write_state(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), state)
-            rotate_checkpoints(output_dir=self.args.output_dir, save_total_limit=limit)
+            write_state(folder, state)
+        rotate_checkpoints(
+            output_dir=self.args.output_dir,
+            save_total_limit=limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            load_models(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:

@@ -44,19 +44,26 @@ class PPOProgressCallback(ProgressCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """On SIGINT or SIGTERM: finish the iteration, save a checkpoint and stop. A second SIGINT stops at once."""
+    """On SIGINT or SIGTERM: finish the iteration, save a checkpoint and stop. A second SIGINT stops at once.
+
+    It listens within a `with` block; after it, whether it ended well or not, the signals are what they were.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
         self._handlers: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take over the signals (only possible in the main thread)."""
+    def __enter__(self) -> None:
+        self.interrupted = False
+        # Only the main thread may take over signals.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,14 +74,6 @@ class InterruptCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:

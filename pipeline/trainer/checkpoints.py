@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoint-N` after iteration N: the policy as a stock model (or adapter), the critic in
 `value_model/`, optimiser, schedule, random states and the Trainer's state. `ppo_state.json` is written last, in one
-step, when every process has written its part: a folder without it was torn by a kill and is never resumed from.
+step, when every process has written its part, and lists all files: a folder without it was torn by a kill, one that
+lacks a listed file was copied in part, and neither is resumed from.
 """
 
 import json
@@ -39,27 +40,50 @@ def resolve_checkpoint(output_dir: str | Path, resume: bool | str | None) -> str
     """Folder to resume from: the one named, or for True the newest whole one (None where there is none).
 
     Raises:
-        CheckpointError: the folder named is missing or torn.
+        CheckpointError: the folder named is missing or torn, or a file of a checkpoint is.
     """
     if not resume:
         return None
     if resume is True:
         whole = complete_checkpoints(output_dir)
-        return str(whole[-1]) if whole else None
+        if not whole:
+            return None
+        resume = str(whole[-1])
     if not (Path(resume) / STATE_FILE).is_file():
         others = ", ".join(folder.name for folder in complete_checkpoints(Path(resume).parent)) or "none"
         raise CheckpointError(
-            f"{resume} is not a whole checkpoint of a PPO run: it lacks {STATE_FILE}, which is written last. "
-            f"Whole ones beside it: {others}."
+            f"{resume} is not a whole checkpoint of a PPO run: it lacks {STATE_FILE}, which is written last "
+            f"(and not at all with save_only_model). Whole ones beside it: {others}."
         )
+    _check_files(Path(resume))
     return str(resume)
 
 
+def _check_files(folder: Path) -> None:
+    for name, size in read_state(folder)["files"].items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            fault = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise CheckpointError(
+                f"{folder} is damaged: {name} {fault}. Delete that folder and resume from the checkpoint before it."
+            )
+
+
+def clear_state(folder: str | Path) -> None:
+    """Take the mark of a whole checkpoint off a folder that is about to be written anew."""
+    (Path(folder) / STATE_FILE).unlink(missing_ok=True)
+
+
 def write_state(folder: str | Path, state: dict[str, Any]) -> None:
-    """Write `ppo_state.json`, which marks the checkpoint as whole."""
-    draft = Path(folder) / f"{STATE_FILE}.tmp"
-    draft.write_text(json.dumps(state, indent=2))
-    os.replace(draft, Path(folder) / STATE_FILE)
+    """Write `ppo_state.json`, which marks the checkpoint as whole, with the name and size of every file in it."""
+    folder = Path(folder)
+    draft = folder / f"{STATE_FILE}.tmp"
+    draft.unlink(missing_ok=True)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    draft.write_text(json.dumps({**state, "files": files}, indent=2))
+    os.replace(draft, folder / STATE_FILE)
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from .actor_critic import ActorCritic, completion_logprobs
 from .config import PPOConfig
+from .models import active_dropouts
 from .rollout import cut_at_end, encode_prompts, left_pad, pack_sequences
 
-# Largest |log ratio| that rounding explains, by Accelerate's mixed precision.
-RATIO_TOLERANCE = {"no": 1e-3, "bf16": 0.5}
+# Largest |log ratio| that rounding explains, in fp32 and in bf16.
+FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.5
 
 
 class SelfCheckError(RuntimeError):
@@ -98,7 +99,7 @@ def check_sampling(
     distributions = torch.stack(output.scores, dim=1)[:, : scored.shape[1]].float().log_softmax(-1)
     sampled = distributions.gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)
     difference = float((sampled - scored)[inputs["mask"]].abs().max())
-    if not difference <= RATIO_TOLERANCE[accelerator.mixed_precision]:
+    if not difference <= _tolerance(model, accelerator.mixed_precision):
         raise SelfCheckError(
             f"generate() and scoring disagree by {difference:.3g} nats about the probability of a sampled token. "
             f"{_suspects(model, config)}"
@@ -111,18 +112,25 @@ def check_ratio(max_abs_log_ratio: float, model: nn.Module, mixed_precision: str
     Raises:
         SelfCheckError: its ratio is not 1.
     """
-    if not max_abs_log_ratio <= RATIO_TOLERANCE[mixed_precision]:
+    if not max_abs_log_ratio <= _tolerance(model, mixed_precision):
         raise SelfCheckError(
             f"Before the first step the probability ratio must be 1, but the largest |log ratio| is "
             f"{max_abs_log_ratio:.3g}. {_suspects(model)}"
         )
 
 
+def _tolerance(model: nn.Module, mixed_precision: str) -> float:
+    """That of bf16 under autocast, and where weights themselves are kept in less than fp32 (a quantised base, say)."""
+    exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return FP32_TOLERANCE if exact and mixed_precision == "no" else BF16_TOLERANCE
+
+
 def _suspects(model: nn.Module, config: GenerationConfig | None = None) -> str:
     found: list[Any] = [
-        f"dropout {module.p} is active in {name} (set disable_dropout=True)"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Dropout) and module.p > 0 and module.training
+        f"{'dropout' if attribute == 'p' else attribute} {getattr(module, attribute)} is active in {name} "
+        "(set disable_dropout=True)"
+        for name, module, attribute in active_dropouts(model)
+        if module.training
     ]
     if config is not None:
         neutral = GenerationConfig(do_sample=True, top_k=0, top_p=1.0).to_dict()

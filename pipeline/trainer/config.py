@@ -7,15 +7,19 @@ from transformers import TrainingArguments
 
 from ppo_core import PPOHyperparameters
 
-# Scoring divides the logits by the temperature and by nothing else. A setting that changes the sampling
-# distribution in another way would make the probability ratio differ from 1 before the first step.
-SAMPLING_SETTINGS_SCORING_IGNORES = (
-    "do_sample", "num_beams", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
-    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "guidance_scale",
-    "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
-    "exponential_decay_length_penalty", "renormalize_logits", "watermarking_config", "min_length",
-    "min_new_tokens", "encoder_repetition_penalty", "diversity_penalty", "penalty_alpha", "dola_layers",
-)  # fmt: skip
+# Scoring divides the logits by the temperature and by nothing else: a setting of generation that changes the sampling
+# distribution in another way would make the probability ratio differ from 1 before the first step. These change speed
+# and memory alone.
+HARMLESS_GENERATION_SETTINGS = (
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "compile_config",
+    "disable_compile",
+    "prefill_chunk_size",
+    "low_memory",
+)
 SETTINGS_WITH_A_FIELD = {
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
@@ -142,7 +146,7 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Reward functions read the columns, so they are kept."}
     )
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036 -- the order that TrlParser reads
         default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, trackio, none."}
     )
 
@@ -185,6 +189,7 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
             "micro_batch_size",
             "generation_batch_size",
             "kl_target",
+            "kl_horizon",
             "reward_clip",
             "critic_learning_rate",
         ):
@@ -200,10 +205,11 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
                 raise ValueError(
                     f"generation_kwargs: set `{SETTINGS_WITH_A_FIELD[name]}` instead of `{name}`."
                 )
-            if name in SAMPLING_SETTINGS_SCORING_IGNORES:
+            if name not in HARMLESS_GENERATION_SETTINGS:
                 raise ValueError(
-                    f"generation_kwargs: `{name}` changes the distribution that is sampled, but scoring ignores it, so "
-                    "the probability ratio would not be 1 before the first step. Remove it."
+                    f"generation_kwargs: `{name}` is refused. Scoring does not know of settings that change what is "
+                    "sampled, so the probability ratio would not be 1 before the first step. Only speed and memory "
+                    f"may be set here: {', '.join(HARMLESS_GENERATION_SETTINGS)}."
                 )
 
     def _check_batch_sizes(self) -> None:

@@ -1,13 +1,20 @@
 """The models around the policy: its frozen reference, its critic, and reward models as scorers."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -41,7 +48,7 @@ def split_reference(
         the reference in that case (None: no adapter).
 
     Raises:
-        ValueError: `peft_config` for a model that has an adapter.
+        ValueError: `peft_config` for a model that has an adapter, or several adapters.
     """
     if isinstance(policy, PeftModel):
         if peft_config is not None:
@@ -49,10 +56,14 @@ def split_reference(
                 "The model has an adapter already, and peft_config asks for another. Merge the first "
                 "(model.merge_and_unload()), or leave peft_config out to train it further."
             )
+        if list(policy.peft_config) != ["default"]:
+            raise ValueError(
+                f"The model must have one adapter, named `default`, to train further; it has {list(policy.peft_config)}. "
+                "Save the one that is meant and load it with PeftModel.from_pretrained, which names it so."
+            )
         policy.add_adapter("reference", policy.peft_config["default"])
-        for name, parameter in policy.named_parameters():
-            if ".default." in name:
-                policy.get_parameter(name.replace(".default.", ".reference.")).data.copy_(parameter.data)
+        weights = get_peft_model_state_dict(policy, adapter_name="default", save_embedding_layers=False)
+        set_peft_model_state_dict(policy, weights, adapter_name="reference")
         policy.set_adapter("default")
         return policy, None, "reference"
     if peft_config is not None:
@@ -60,6 +71,25 @@ def split_reference(
     reference = copy.deepcopy(policy)
     reference.requires_grad_(False)
     return policy, reference.eval(), None
+
+
+def active_dropouts(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every dropout probability above 0: the name of its module, the module, and the attribute that holds it.
+
+    Some are modules (`nn.Dropout.p`), others plain numbers that a layer hands to its attention kernel (Llama's
+    `attention_dropout`).
+    """
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            holds = "drop" in attribute or (attribute == "p" and isinstance(module, nn.Dropout))
+            if holds and isinstance(value, float) and value > 0:
+                yield name, module, attribute
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0 (`eval()` would switch gradient checkpointing off as well)."""
+    for _, module, attribute in list(active_dropouts(model)):
+        setattr(module, attribute, 0.0)
 
 
 def place_reference(reference: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -114,6 +144,8 @@ def make_critic(
 ) -> PreTrainedModel:
     """The critic: `value_model` (never the very object that scores), or the policy's backbone with a new head.
 
+    Of a reward model it is an fp32 copy: a reward model may be kept in bf16, but steps of training vanish there.
+
     Raises:
         ValueError: the critic cannot read the policy's tokens, or has no head for one value.
     """
@@ -121,7 +153,7 @@ def make_critic(
         critic = load_reward_model(value_model, dtype=torch.float32)
     elif value_model is not None:
         shared = any(value_model is scorer.model for scorer in scorers)
-        critic = copy.deepcopy(value_model) if shared else value_model
+        critic = copy.deepcopy(value_model).float() if shared else value_model
     elif isinstance(policy, PeftModel):
         raise ValueError("Name a value_model: a critic is made of a policy only before it has an adapter.")
     else:

@@ -63,7 +63,8 @@ def _checked(reward: Any, name: str, row: int, rollout: Rollout) -> float:
     if reward is None:
         return math.nan
     try:
-        value = float(reward)
+        # float() would read the number in a string, which a function returns by mistake.
+        value = math.nan if isinstance(reward, str) else float(reward)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):

@@ -1,5 +1,6 @@
 """Rollouts: prompts to token ids, sampled completions, and the packed tensors that scoring reads."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,15 @@ def cut_at_end(generated: list[int], eos_ids: list[int]) -> tuple[list[int], boo
         if token in ends:
             return generated[: position + 1], False
     return generated, True
+
+
+def own_rows(count: int, rank: int, processes: int) -> list[int]:
+    """Rows of a data set that one process evaluates: as many on each, as some backends compute in step.
+
+    The processes' rows one after the other are the data set in its order, and then some of its first rows again.
+    """
+    share = math.ceil(count / processes)
+    return [row % count for row in range(rank * share, (rank + 1) * share)]
 
 
 def pack_sequences(

@@ -35,7 +35,7 @@ from .base import ActorCriticTrainer
 from .callbacks import InterruptCallback, PPOProgressCallback
 from .checks import check_dataset, check_ratio, check_sampling
 from .config import PPOConfig
-from .models import make_critic, make_scorers, place_reference, split_reference
+from .models import disable_dropout, make_critic, make_scorers, place_reference, split_reference
 from .rewards import (
     RewardFunction,
     RunningMoments,
@@ -50,12 +50,12 @@ from .rollout import (
     decode_completions,
     encode_prompts,
     end_token_ids,
+    own_rows,
     pack_sequences,
     sample,
     sampling_config,
 )
 from .trl_internals import (
-    disable_dropout_in_model,
     print_prompt_completions_sample,
     unwrap_model_for_generation,
 )
@@ -105,10 +105,10 @@ class PPOTrainer(ActorCriticTrainer):
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        self.end_ids = end_token_ids(tokenizer, model.generation_config, args.stop_tokens)
         if tokenizer.pad_token_id is None:
             # Harmless: every mask is made from lengths, so a pad that is also EOS hides no end.
-            tokenizer.pad_token = tokenizer.eos_token
-        self.end_ids = end_token_ids(tokenizer, model.generation_config, args.stop_tokens)
+            tokenizer.pad_token_id = self.end_ids[0]
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
                 check_dataset(name, dataset, tokenizer, model.config, args)
@@ -129,7 +129,7 @@ class PPOTrainer(ActorCriticTrainer):
         trained = ActorCritic(policy, critic, args.temperature, args.ent_coef > 0, reference_adapter)
         if args.disable_dropout:
             for module in (trained, *([reference] if reference is not None else [])):
-                disable_dropout_in_model(module)
+                disable_dropout(module)
 
         self.interrupt = InterruptCallback()
         super().__init__(
@@ -286,11 +286,12 @@ class PPOTrainer(ActorCriticTrainer):
         parts = []
         for start in range(0, rows, size):
             chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
-            logprobs, values = self.model_wrapped(chunk)
-            if self.reference is None:
-                (ref_logprobs,) = self.model_wrapped(chunk, task="reference")
-            else:
-                with self.accelerator.autocast():
+            # Before train() has prepared the policy, its own forward is not under autocast.
+            with self.accelerator.autocast():
+                logprobs, values = self.model_wrapped(chunk)
+                if self.reference is None:
+                    (ref_logprobs,) = self.model_wrapped(chunk, task="reference")
+                else:
                     ref_logprobs, _ = completion_logprobs(self.reference, chunk, self.args.temperature)
             parts.append((logprobs, values, ref_logprobs))
         logprobs, values, ref_logprobs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -329,10 +330,8 @@ class PPOTrainer(ActorCriticTrainer):
         size = self.args.per_device_eval_batch_size
         figures: list[list[float]] = []
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices),
-            self.accelerator.split_between_processes(list(range(len(dataset))), apply_padding=True) as own,
-        ):
+        own = own_rows(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
+        with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed + self.accelerator.process_index)
             for start in range(0, len(own), size):
                 scored = self.score(
@@ -342,7 +341,7 @@ class PPOTrainer(ActorCriticTrainer):
                 logprobs, _, ref_logprobs = self._score_tokens(inputs)
                 sequence_kl = torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
                 figures += self._figures(scored, sequence_kl).tolist()
-        # What `apply_padding` repeats stands at the end.
+        # The rows that `own_rows` repeats stand at the end.
         everyone = torch.tensor(gather_object(figures)[: len(dataset)])
         metrics = {
             f"{metric_key_prefix}_{name}": value for name, value in self._mean_metrics(everyone).items()

@@ -5,14 +5,12 @@
 
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import (
-    disable_dropout_in_model,
     print_prompt_completions_sample,
     selective_log_softmax_and_entropy,
     use_adapter,
 )
 
 __all__ = [
-    "disable_dropout_in_model",
     "prepare_deepspeed",
     "prepare_fsdp",
     "print_prompt_completions_sample",

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def gae_row(rewards: Array, discounts: Array, values: Array, gae_lambda: float, mask: NDArray[np.bool_]) -> Array:
+def gae_row(
+    rewards: Array, discounts: Array, values: Array, gae_lambda: float, mask: NDArray[np.bool_]
+) -> Array:
     """GAE as the λ-weighted mixture of n-step advantages, after deleting the masked steps."""
     kept = np.flatnonzero(mask)
     r, d = rewards[kept], discounts[kept]

@@ -4,13 +4,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from reference import ppo as reference
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ppo_core import Batch, entropy
+from ppo_core import Batch, PPOHyperparameters, PPOStats, entropy, update
+from reference import ppo as reference
 
 NUM_FEATURES, NUM_ACTIONS = 3, 4
+LENGTHS = [1, 3, 5, 2, 5, 4, 1]
+PLAIN = PPOHyperparameters(num_ppo_epochs=1, whiten_advantages=False, max_grad_norm=0.0)
+HARD = PPOHyperparameters(num_ppo_epochs=2, num_minibatches=2, ent_coef=0.1, dual_clip=2.0, max_grad_norm=0.3)
 
 
 class ToyActorCritic(nn.Module):
@@ -31,7 +36,9 @@ class ToyActorCritic(nn.Module):
         return logprobs + poison, x @ self.critic + poison, entropy(logits) + poison
 
 
-def make_batch(lengths: list[int], seed: int = 0, off_policy: float = 0.3, num_steps: int | None = None) -> Batch:
+def make_batch(
+    lengths: list[int], seed: int = 0, off_policy: float = 0.3, num_steps: int | None = None
+) -> Batch:
     """A random rollout with rows of `lengths`; `off_policy` is how far the old policy is from `ToyActorCritic(0)`."""
     generator = torch.Generator().manual_seed(seed)
     num_rows, num_steps = len(lengths), num_steps or max(lengths)
@@ -101,3 +108,38 @@ def to_linear(policy: ToyActorCritic) -> reference.Linear:
     return reference.Linear(
         policy.actor.detach().numpy().astype(np.float64), policy.critic.detach().numpy().astype(np.float64)
     )
+
+
+class CountingSGD(torch.optim.SGD):
+    """Counts its steps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        super().step(closure)
+
+
+def run(
+    batch: Batch,
+    hyper: PPOHyperparameters,
+    micro_batch_size: int = 2,
+    learning_rate: float = 0.5,
+    policy: Any = None,
+    optimizer: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, PPOStats]:
+    """Update the toy with SGD and rows permuted by seed 7; its parameters afterwards, and the figures."""
+    policy = policy or ToyActorCritic()
+    optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=learning_rate)
+    accelerator = kwargs.pop("accelerator", None) or Accelerator(cpu=True)
+    kwargs.setdefault("generator", torch.Generator().manual_seed(7))
+    stats = update(policy, optimizer, batch, hyper, accelerator, micro_batch_size, **kwargs)
+    return parameters(policy), stats
+
+
+def assert_same(one: tuple[Tensor, PPOStats], other: tuple[Tensor, PPOStats]) -> None:
+    torch.testing.assert_close(one[0], other[0], rtol=2e-6, atol=2e-6)
+    assert one[1].metrics() == pytest.approx(other[1].metrics(), rel=2e-5, abs=1e-6)

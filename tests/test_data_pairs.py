@@ -1,0 +1,63 @@
+"""Pairs as tokens: cut to the limit, and dropped where the cut makes them identical."""
+
+import pytest
+from datasets import Dataset
+
+from data.errors import DataError
+from data.pairs import encode_pairs
+from data.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["What is it?", "It is this.", "It is that."], 300)
+
+
+def ids(tokenizer, text):
+    return tokenizer(text)["input_ids"]
+
+
+def test_plain_pairs_end_with_eos_once(tokenizer):
+    rows = Dataset.from_list([{"prompt": "What?", "chosen": " This.", "rejected": " That.<|end|>"}])
+    encoded, dropped = encode_pairs(rows, tokenizer, 100)
+    assert dropped == 0
+    assert encoded[0]["chosen_ids"] == ids(tokenizer, "What? This.<|end|>")
+    assert encoded[0]["rejected_ids"] == ids(tokenizer, "What? That.<|end|>")
+
+
+def test_conversational_pairs_go_through_the_chat_template(tokenizer):
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": "What?"}],
+                "chosen": [{"role": "assistant", "content": "This."}],
+                "rejected": [{"role": "assistant", "content": "That."}],
+            }
+        ]
+    )
+    encoded, _ = encode_pairs(rows, tokenizer, 100)
+    assert encoded[0]["chosen_ids"] == ids(tokenizer, "<|user|>What?<|end|><|assistant|>This.<|end|>")
+
+
+def test_pairs_that_the_cut_makes_identical_are_dropped_and_counted(tokenizer):
+    rows = Dataset.from_list(
+        [
+            {"prompt": "a", "chosen": "bcx", "rejected": "bcy"},
+            {"prompt": "a", "chosen": "x", "rejected": "y"},
+            {"prompt": "abcd", "chosen": "x", "rejected": "y"},
+        ]
+    )
+    encoded, dropped = encode_pairs(rows, tokenizer, 3)
+    assert dropped == 2
+    assert encoded["prompt"][:] == ["a"]
+    assert encoded["chosen_ids"][:] == [ids(tokenizer, "ax<|end|>")]
+    assert encode_pairs(rows, tokenizer, 5)[1] == 0
+    assert max(len(row) for row in encode_pairs(rows, tokenizer, 4)[0]["chosen_ids"]) == 4
+
+
+def test_where_the_cut_leaves_no_pair_the_message_says_what_to_raise(tokenizer):
+    rows = Dataset.from_list([{"prompt": "abc", "chosen": "x", "rejected": "y"}])
+    with pytest.raises(
+        DataError, match=r"All 1 pairs are identical in their first 3 tokens.*Raise max_length"
+    ):
+        encode_pairs(rows, tokenizer, 3)

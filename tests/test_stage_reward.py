@@ -1,0 +1,208 @@
+"""Reward: the split, what is dropped, the centred bias, the report, adapters, and its errors."""
+
+import json
+import random
+import sys
+from statistics import fmean
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from data.helpdesk import make_split
+from data.tokenizer import train_tokenizer
+from pipeline import reward
+from pipeline.arguments import RECIPES, UsageError
+from pipeline.model_loading import load_tokenizer, new_policy
+from reward_model.head import load_reward_model, reward_bias
+from reward_model.scoring import RewardScorer
+
+SMOKE = str(RECIPES / "smoke" / "reward.yaml")
+SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def run(run_dir, *arguments: str, recipe: str = SMOKE, output: str = "reward") -> dict[str, float]:
+    with pytest.MonkeyPatch.context() as patch:
+        fixed = ["--config", recipe, "--run_dir", str(run_dir), "--output_dir", str(run_dir / output)]
+        patch.setattr(sys, "argv", ["reward.py", *fixed, "--report_to", "none", *arguments])
+        reward.main()
+    return json.loads((run_dir / output / "metrics.json").read_text())
+
+
+def pair(prompt: str, chosen: str, rejected: str, annotator: str = "ann") -> dict:
+    return {
+        "prompt_id": prompt,
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "annotator": annotator,
+    }
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run with an SFT model, and 20 prompts with three pairs each."""
+    rows = make_split("demonstrations", 60, 0)
+    texts = [row["completion"][0]["content"] for row in rows]
+    tokenizer = train_tokenizer(texts, 300)
+    folder = tmp_path / "sft"
+    new_policy({**SIZES, "max_position_embeddings": 160}, tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "metrics.json").write_text("{}")
+    rng = random.Random(0)
+    write_pairs(
+        tmp_path,
+        [
+            pair(f"Question {prompt}?", *rng.sample(texts, 2), rng.choice(["ann", "bob"]))
+            for prompt in range(20)
+            for _ in range(3)
+        ],
+    )
+    return tmp_path
+
+
+def write_pairs(run_dir, pairs) -> None:
+    (run_dir / "collect").mkdir(exist_ok=True)
+    (run_dir / "collect" / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+
+
+def read_pairs(run_dir):
+    return [json.loads(line) for line in (run_dir / "collect" / "preferences.jsonl").read_text().splitlines()]
+
+
+def test_demonstrations_score_zero_on_average_after_reload(run_dir):
+    metrics = run(run_dir)
+    folder = run_dir / "reward"
+    model = load_reward_model(folder)
+    scorer = RewardScorer(model, load_tokenizer(folder))
+    demonstrations = make_split("demonstrations", 16, 0)
+    scores = scorer.score(demonstrations["prompt"], demonstrations["completion"])
+    assert fmean(scores) == pytest.approx(0, abs=1e-5)
+    assert max(map(abs, scores)) > 1e-3
+    stock = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert stock.config.reward_bias == reward_bias(model) != 0
+    assert (folder / "calibration.png").stat().st_size > 1000
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
+
+
+def test_the_report_is_that_of_the_saved_model_on_the_held_out_pairs(run_dir):
+    metrics = run(run_dir)
+    tokenizer = load_tokenizer(run_dir / "reward")
+    _, held_out = reward.split_by_prompt(Dataset.from_list(read_pairs(run_dir)), 0.25, seed=0)
+    scorer = RewardScorer(load_reward_model(run_dir / "reward"), tokenizer)
+    margins = {"ann": [], "bob": []}
+    longer = []
+    for row in held_out:
+        chosen, rejected = scorer.score([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        margins[row["annotator"]].append(chosen - rejected)
+        lengths = [len(tokenizer(row[side][0]["content"])["input_ids"]) for side in ("chosen", "rejected")]
+        longer.append(0.5 if lengths[0] == lengths[1] else float(lengths[0] > lengths[1]))
+    everyone = margins["ann"] + margins["bob"]
+    assert len(everyone) == metrics["num_pairs/held_out"] == 15
+    assert metrics["accuracy/held_out"] == pytest.approx(fmean(margin > 0 for margin in everyone))
+    assert metrics["accuracy/length_only"] == pytest.approx(fmean(longer))
+    assert metrics["margin/mean"] == pytest.approx(fmean(everyone), abs=1e-5)
+    assert metrics["margin/ann"] == pytest.approx(fmean(margins["ann"]), abs=1e-5)
+    assert metrics["margin/bob"] == pytest.approx(fmean(margins["bob"]), abs=1e-5)
+
+
+def test_it_learns_a_preference_that_length_does_not_tell(run_dir):
+    longer, shorter = ("Sure! It is blue.", "Never! Red."), ("Sure! Blue.", "Never! It is red.")
+    write_pairs(run_dir, [pair(f"Question {n}?", *(longer, shorter)[n % 2]) for n in range(40)])
+    metrics = run(run_dir, "--max_steps", "40", "--learning_rate", "0.01", "--save_strategy", "no")
+    assert metrics["accuracy/held_out"] == 1
+    assert metrics["accuracy/length_only"] < 0.9
+    assert metrics["margin/mean"] > 2
+    assert metrics["calibration/ece"] < 0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_of_one_prompt_never_straddle_the_split(seed):
+    rng = random.Random(seed)
+    rows = [pair(f"Question {rng.randrange(30)}?", str(n), "no") for n in range(200)]
+    train, held_out = reward.split_by_prompt(Dataset.from_list(rows), 0.2, seed)
+    sides = [{row["prompt"][0]["content"] for row in side} for side in (train, held_out)]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == round(0.2 * len(sides[0] | sides[1]))
+    assert len(train) + len(held_out) == 200
+    again = reward.split_by_prompt(Dataset.from_list(rows), 0.2, seed)[1]
+    assert again["chosen"] == held_out["chosen"]
+
+
+def test_identical_pairs_are_dropped_and_counted_after_truncation_too(run_dir):
+    long = "It is blue. " * 30
+    pairs = read_pairs(run_dir)
+    pairs.append(pair("Question 1?", "It is blue.", "It is blue."))
+    pairs += [
+        pair("Question 2?", long + "Yes.", long + "No."),
+        pair("Question 3?", long + "Oh.", long + "Ah."),
+    ]
+    write_pairs(run_dir, pairs)
+    metrics = run(run_dir, "--max_length", "100")
+    assert metrics["num_pairs/dropped_identical"] == 1
+    assert metrics["num_pairs/dropped_identical_after_truncation"] == 2
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
+
+
+def test_demonstrations_are_the_chosen_responses_where_none_are_named(run_dir):
+    recipe = (RECIPES / "smoke" / "reward.yaml").read_text().replace("demonstrations_name: helpdesk\n", "")
+    (run_dir / "reward.yaml").write_text(recipe)
+    run(run_dir, "--num_demonstrations", "1000", recipe=str(run_dir / "reward.yaml"))
+    train, _ = reward.split_by_prompt(Dataset.from_list(read_pairs(run_dir)), 0.25, seed=0)
+    scorer = RewardScorer(load_reward_model(run_dir / "reward"), load_tokenizer(run_dir / "reward"))
+    assert fmean(scorer.score(train["prompt"], train["chosen"])) == pytest.approx(0, abs=1e-5)
+
+
+def test_lora_is_merged_into_a_model_that_loads_anywhere(run_dir):
+    lora = (
+        "--use_peft",
+        "--lora_r",
+        "4",
+        "--lora_target_modules",
+        "q_proj",
+        "v_proj",
+        "--learning_rate",
+        "0.05",
+    )
+    run(run_dir, *lora)
+    folder = run_dir / "reward"
+    merged = load_file(folder / "model.safetensors")
+    start = load_file(run_dir / "sft" / "model.safetensors")
+    assert not any("lora" in name for name in merged)
+    moved = {name for name in merged if name in start and not torch.equal(merged[name], start[name])}
+    assert moved == {"model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.v_proj.weight"}
+    head = load_file(folder / "adapter" / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert torch.equal(head, merged["score.weight"])
+    demonstrations = make_split("demonstrations", 16, 0)
+    scorer = RewardScorer(load_reward_model(folder), load_tokenizer(folder))
+    scores = scorer.score(demonstrations["prompt"], demonstrations["completion"])
+    assert fmean(scores) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reward_model_goes_on_being_trained(run_dir):
+    run(run_dir)
+    first = load_file(run_dir / "reward" / "model.safetensors")["score.weight"]
+    run(run_dir, "--model_name_or_path", str(run_dir / "reward"), "--learning_rate", "1e-6", output="again")
+    second = load_file(run_dir / "again" / "model.safetensors")["score.weight"]
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
+def test_bad_input_is_refused_before_training(run_dir, monkeypatch):
+    monkeypatch.setattr(reward.RewardTrainer, "train", lambda *_, **__: pytest.fail("training began"))
+    with pytest.raises(UsageError, match="leaves one side empty"):
+        run(run_dir, "--held_out_fraction", "0.001")
+    two_labels = run_dir / "two"
+    LlamaForSequenceClassification(
+        LlamaConfig(vocab_size=300, **SIZES, id2label={0: "bad", 1: "good"})
+    ).save_pretrained(two_labels)
+    load_tokenizer(run_dir / "sft").save_pretrained(two_labels)
+    with pytest.raises(UsageError, match=r"2 labels \(bad, good\)"):
+        run(run_dir, "--model_name_or_path", str(two_labels))
+    (run_dir / "collect" / "preferences.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"accelerate launch pipeline/collect\.py"):
+        run(run_dir)
+    (run_dir / "collect" / "responses.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="not ranked"):
+        run(run_dir)

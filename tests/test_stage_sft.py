@@ -1,0 +1,284 @@
+"""SFT: what it learns from, what it saves, resume, adapters, and its errors."""
+
+import json
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from trl import ModelConfig, SFTTrainer
+
+from data.tokenizer import train_tokenizer
+from pipeline import sft
+from pipeline.arguments import RECIPES, UsageError
+from pipeline.model_loading import end_of_turn_id, ensure_pad_token, load_policy, load_tokenizer, new_policy
+
+SMOKE = str(RECIPES / "smoke" / "sft.yaml")
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def run(run_dir, *arguments: str) -> SFTTrainer:
+    """Run the stage as from the command line, and give the trainer that it made."""
+    made = []
+
+    class Spy(SFTTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sft.py", "--config", SMOKE, "--run_dir", str(run_dir), *arguments])
+        patch.setattr(sft, "SFTTrainer", Spy)
+        sft.main()
+    return made[0]
+
+
+def write_rows(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run")
+    trainer = run(run_dir, "--report_to", "none", "--save_total_limit", "2")
+    return run_dir, trainer
+
+
+def test_the_folder_holds_a_model_that_stops_and_pads_as_its_tokenizer(smoke):
+    folder = smoke[0] / "sft"
+    assert (folder / "model.safetensors").is_file()
+    tokenizer = load_tokenizer(folder)
+    model = load_policy(folder, tokenizer)
+    assert model.num_parameters() == json.loads((folder / "metrics.json").read_text())["num_parameters"]
+    saved = json.loads((folder / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|end|>")]
+    assert saved["pad_token_id"] == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|pad|>")
+    assert len(tokenizer) == model.config.vocab_size
+
+
+def test_metrics_are_numbers_under_the_agreed_names(smoke):
+    metrics = json.loads((smoke[0] / "sft" / "metrics.json").read_text())
+    assert {"loss/train", "loss/eval", "accuracy/token"} <= metrics.keys()
+    assert metrics["num_demonstrations/train"] + metrics["num_demonstrations/eval"] == 80
+    # After two small steps from scratch the model still knows little more than the size of its vocabulary.
+    assert metrics["loss/eval"] == pytest.approx(torch.tensor(400.0).log().item(), abs=0.3)
+
+
+def test_the_loss_is_on_the_completion_and_its_end_alone(smoke):
+    tokenizer = load_tokenizer(smoke[0] / "sft")
+    for row in smoke[1].train_dataset.select(range(5)):
+        learnt = [token for token in row["labels"] if token != -100]
+        text = tokenizer.decode(row["input_ids"])
+        assert text.startswith("<|user|>")
+        assert tokenizer.decode(learnt) == text.split("<|assistant|>")[1]
+        assert tokenizer.decode(learnt).endswith("<|end|>")
+
+
+def test_resumed_training_ends_with_the_weights_of_the_straight_run(smoke, tmp_path):
+    straight = load_file(smoke[0] / "sft" / "model.safetensors")
+    checkpoint = str(smoke[0] / "sft" / "checkpoint-1")
+    run(tmp_path, "--report_to", "none", "--resume_from_checkpoint", checkpoint)
+    resumed = load_file(tmp_path / "sft" / "model.safetensors")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    halfway = load_file(smoke[0] / "sft" / "checkpoint-1" / "model.safetensors")
+    assert not torch.equal(halfway["model.norm.weight"], straight["model.norm.weight"])
+
+
+def test_resume_means_the_newest_whole_checkpoint(tmp_path):
+    from pipeline.stage_output import checkpoint_to_resume
+
+    assert checkpoint_to_resume(tmp_path, "true") is None
+    for step in (5, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 100:  # the last one was torn
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(tmp_path, None) is None
+    assert checkpoint_to_resume(tmp_path, "true") == str(tmp_path / "checkpoint-20")
+    with pytest.raises(UsageError, match="no whole checkpoint"):
+        checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-100"))
+
+
+CONVERSATION = [
+    {"role": "user", "content": "two plus two?"},
+    {"role": "assistant", "content": "four"},
+    {"role": "user", "content": "and one more?"},
+    {"role": "assistant", "content": "five"},
+]
+
+
+def test_whole_conversations_are_learnt_on_every_turn_of_the_assistant(tmp_path):
+    path = write_rows(tmp_path / "chat.jsonl", [{"messages": CONVERSATION}] * 12)
+    trainer = run(
+        tmp_path, "--dataset_name", path, "--max_steps", "1", "--report_to", "none", "--eval_fraction", "0"
+    )
+    row = trainer.train_dataset[0]
+    learnt = [token for token in row["labels"] if token != -100]
+    assert load_tokenizer(tmp_path / "sft").decode(learnt) == "four<|end|>five<|end|>"
+
+
+def test_without_generation_markers_the_last_turn_is_the_completion():
+    tokenizer = train_tokenizer(["two plus two? four"], 300)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    )
+    dataset, assistant_only = sft.completions_only(Dataset.from_dict({"messages": [CONVERSATION]}), tokenizer)
+    assert not assistant_only
+    assert dataset[0] == {"prompt": CONVERSATION[:-1], "completion": CONVERSATION[-1:]}
+
+
+@pytest.fixture(scope="module")
+def word_model(tmp_path_factory):
+    """A GPT-2 whose tokenizer knows words and an EOS, and no pad token."""
+    folder = tmp_path_factory.mktemp("words")
+    words = ["<eos>", "two", "plus", "is", "four", "five", "?"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=7, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+def sums(tmp_path, *longer: str) -> str:
+    rows = [{"prompt": "two plus two", "completion": " is four"}] * 8
+    rows += [{"prompt": prompt, "completion": " is five"} for prompt in longer]
+    return write_rows(tmp_path / "sums.jsonl", rows)
+
+
+def test_a_tokenizer_without_a_pad_token_is_handled(word_model, tmp_path):
+    trainer = run(
+        tmp_path,
+        *("--model_name_or_path", str(word_model), "--dataset_name", sums(tmp_path), "--report_to", "none"),
+        *("--eval_fraction", "0", "--max_steps", "1"),
+    )
+    row = trainer.train_dataset[0]
+    assert row["input_ids"] == [1, 2, 1, 3, 4, 0]
+    assert row["labels"] == [-100, -100, -100, 3, 4, 0]  # a real EOS is learnt though it is the pad token too
+    tokenizer = load_tokenizer(tmp_path / "sft")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+    assert load_policy(tmp_path / "sft", tokenizer).config.vocab_size == 7
+
+
+def test_which_token_pads():
+    def tokenizer(tokens, **special):
+        backend = Tokenizer(
+            models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0])
+        )
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+    own = tokenizer(["<unk>", "</s>", "<p>"], eos_token="</s>", pad_token="<p>")
+    reserved = tokenizer(["<unk>", "</s>", "<pad>"], eos_token="</s>", unk_token="<unk>")
+    unknown = tokenizer(["<unk>", "</s>"], eos_token="</s>", unk_token="<unk>")
+    shared = tokenizer(["</s>", "a"], eos_token="</s>", unk_token="</s>")
+    chosen = [ensure_pad_token(each).pad_token for each in (own, reserved, unknown, shared)]
+    assert chosen == ["<p>", "<pad>", "<unk>", "</s>"]
+    with pytest.raises(UsageError, match="no pad, unk or EOS"):
+        ensure_pad_token(tokenizer(["a", "b"]))
+
+
+def test_a_response_ends_with_the_templates_end_of_turn_too():
+    tokenizer = train_tokenizer(["hello"], 300)
+    model = new_policy(TINY, tokenizer, seed=0)
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '<|stop|>\n' }}{% endfor %}"
+    stop = tokenizer.convert_tokens_to_ids("<|stop|>")
+    assert end_of_turn_id(tokenizer) == stop
+    assert new_policy(TINY, tokenizer, seed=0).generation_config.eos_token_id == sorted(
+        [tokenizer.eos_token_id, stop]
+    )
+
+
+def test_lora_saves_an_adapter_and_load_policy_merges_it(smoke, tmp_path):
+    base = str(smoke[0] / "sft")
+    run(
+        tmp_path,
+        *(
+            "--model_name_or_path",
+            base,
+            "--use_peft",
+            "--lora_r",
+            "4",
+            "--lora_target_modules",
+            "q_proj",
+            "up_proj",
+        ),
+        *("--learning_rate", "0.1", "--report_to", "none"),
+    )
+    folder = tmp_path / "sft"
+    assert not (folder / "model.safetensors").exists()
+    tokenizer = load_tokenizer(folder)
+    merged = load_policy(folder, tokenizer).eval()
+    adapted = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    plain = load_policy(base, tokenizer).eval()
+    ids = torch.arange(5, 15)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
+    assert (merged(ids).logits - plain(ids).logits).abs().max() > 1e-3
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    with pytest.raises(UsageError, match="load_in_4bit"):
+        load_policy(folder, tokenizer, ModelConfig(load_in_8bit=True))
+
+
+def test_a_new_model_is_the_same_for_the_same_seed_alone():
+    tokenizer = train_tokenizer(["hello"], 300)
+    first, again, other = (new_policy(TINY, tokenizer, seed=seed) for seed in (1, 1, 2))
+    weight = first.model.embed_tokens.weight
+    assert torch.equal(weight, again.model.embed_tokens.weight)
+    assert not torch.equal(weight, other.model.embed_tokens.weight)
+
+
+def test_bad_settings_are_refused_before_training(word_model, smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft.SFTTrainer, "train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(RECIPES / "hh" / "sft.yaml")])
+    with pytest.raises(UsageError, match="--dataset_name"):
+        sft.main()
+    with pytest.raises(UsageError, match="LlamaConfig has no field hidden_sise"):
+        run(tmp_path, "--model_config", '{"hidden_sise": 32}')
+    with pytest.raises(UsageError, match="model_config is not valid JSON"):
+        run(tmp_path, "--model_config", "{hidden_size: 32}")
+    with pytest.raises(UsageError, match="use_peft trains an adapter on a model that exists"):
+        run(tmp_path, "--use_peft")
+    with pytest.raises(UsageError, match="leaves one side empty"):
+        run(tmp_path, "--eval_fraction", "0.001")
+    with pytest.raises(UsageError, match="No tokenizer can be loaded from"):
+        run(tmp_path, "--model_name_or_path", str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="set use_peft as well"):
+        run(tmp_path, "--model_name_or_path", str(smoke[0] / "sft"), "--load_in_4bit")
+
+
+def test_a_prompt_longer_than_the_context_is_refused_or_left_out(word_model, tmp_path):
+    path = sums(tmp_path, " ".join(["two"] * 20))
+    arguments = ("--model_name_or_path", str(word_model), "--dataset_name", path, "--report_to", "none")
+    with pytest.raises(UsageError, match=r"prompt 9 has 20 tokens .* context holds 16"):
+        run(tmp_path, *arguments)
+    run(tmp_path, *arguments, "--max_prompt_length", "10", "--eval_fraction", "0", "--max_steps", "1")
+    metrics = json.loads((tmp_path / "sft" / "metrics.json").read_text())
+    assert metrics["num_demonstrations/left_out"] == 1
+    assert metrics["num_demonstrations/train"] == 8
+
+
+def test_conversations_need_a_chat_template(word_model, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "two"}, {"role": "assistant", "content": "four"}]}] * 8
+    path = write_rows(tmp_path / "chat.jsonl", rows)
+    arguments = ("--model_name_or_path", str(word_model), "--dataset_name", path, "--report_to", "none")
+    arguments += ("--eval_fraction", "0", "--max_steps", "1")
+    with pytest.raises(UsageError, match=r"no chat template.*--chat_template_path"):
+        run(tmp_path, *arguments)
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + ' <eos> ' }}"
+        "{% endgeneration %}{% else %}{{ m['content'] + ' plus ' }}{% endif %}{% endfor %}"
+    )
+    trainer = run(tmp_path, *arguments, "--chat_template_path", str(template))
+    assert trainer.train_dataset[0]["input_ids"] == [1, 2, 4, 0]
+    assert trainer.train_dataset[0]["labels"] == [-100, -100, 4, 0]
+    assert load_tokenizer(tmp_path / "sft").chat_template == template.read_text()

@@ -1,0 +1,143 @@
+"""Two processes (gloo, CPU) against one: the same global batches give the same figures and weights."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+from workers import one_iteration
+
+WORKER = Path(one_iteration.__file__)
+CONFIG = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+use_cpu: true
+num_processes: 2
+num_machines: 1
+machine_rank: 0
+main_process_port: {port}
+mixed_precision: 'no'
+rdzv_backend: static
+same_network: true
+"""
+
+Results = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("distributed")
+    toy.write_ppo_home(home, max_steps=2, save_total_limit=1)
+    return home
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[Results]:
+    """What each of two processes came to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = folder / "two.yaml"
+    config.write_text(CONFIG.format(port=port))
+    (folder / "two").mkdir()
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(WORKER)]
+    done = subprocess.run(
+        [*command, str(folder / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)
+    return [torch.load(folder / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Results:
+    """What one process comes to."""
+    original = one_iteration.trainer_module.sample
+    try:
+        return one_iteration.run(folder / "one", 1)
+    finally:
+        one_iteration.trainer_module.sample = original
+
+
+@pytest.mark.parametrize("case", one_iteration.CASES)
+def test_weights_are_those_of_one_process_to_rounding(one: Results, two: list[Results], case: str) -> None:
+    for rank in range(2):
+        torch.testing.assert_close(two[rank][case]["weights"], one[case]["weights"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", one_iteration.CASES)
+def test_every_figure_is_that_of_one_process_to_rounding(one: Results, two: list[Results], case: str) -> None:
+    logs, expected = two[0][case]["logs"], one[case]["logs"]
+    assert len(logs) == len(expected) >= 1
+    assert "policy/loss" in logs[0]
+    assert any("eval_reward/mean" in entry for entry in logs) == (case == "everything")
+    for entry, other in zip(logs, expected, strict=True):
+        for timing in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
+            entry.pop(timing, None), other.pop(timing, None)
+        assert entry == pytest.approx(other, rel=2e-4, abs=1e-5)
+
+
+def test_the_kl_coefficient_and_the_reward_statistics_are_those_of_one_process_on_both(
+    one: Results, two: list[Results]
+) -> None:
+    assert one["everything"]["kl"]["value"] != 0.05
+    assert one["everything"]["moments"]["count"] == 24
+    for rank in range(2):
+        assert two[rank]["everything"]["kl"] == pytest.approx(one["everything"]["kl"], rel=1e-5)
+        assert two[rank]["everything"]["moments"] == pytest.approx(one["everything"]["moments"], rel=1e-5)
+
+
+def test_evaluation_before_training_is_that_of_one_process(one: Results, two: list[Results]) -> None:
+    (entry,), (other,) = two[0]["evaluation"], one["evaluation"]
+    assert entry == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+def test_two_processes_save_what_they_trained(folder: Path, two: list[Results]) -> None:
+    weights = two[0]["everything"]["weights"]
+    last = folder / "two" / "everything" / "checkpoint-3"
+    for prefix, file in (("policy.", last), ("critic.", last / "value_model")):
+        saved = load_file(file / "model.safetensors")
+        assert len(saved) == sum(name.startswith(prefix) for name in weights)
+        for name, tensor in saved.items():
+            assert torch.equal(tensor, weights[prefix + name]), name
+
+
+def test_two_processes_resume_bit_for_bit(folder: Path, two: list[Results]) -> None:
+    for rank in range(2):
+        assert (folder / "two" / "everything" / "checkpoint-2" / f"rng_state_{rank}.pth").is_file()
+        resumed, straight = two[rank]["resumed"], two[rank]["everything"]
+        torch.testing.assert_close(resumed["weights"], straight["weights"], rtol=0, atol=0)
+        assert resumed["kl"] == straight["kl"]
+        assert resumed["moments"] == straight["moments"]
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_iteration(two: list[Results]) -> None:
+    for rank in range(2):
+        assert two[rank]["interrupted"] == (2, True, ["checkpoint-2"])
+
+
+def test_the_stage_gives_the_models_and_metrics_of_one_process(
+    folder: Path, one: Results, two: list[Results]
+) -> None:
+    assert one
+    assert two
+    for name in ("model.safetensors", "value_model/model.safetensors"):
+        saved, expected = (load_file(folder / run / "ppo" / name) for run in ("two", "one"))
+        torch.testing.assert_close(saved, expected, rtol=0, atol=2e-6)
+    metrics, expected = (
+        json.loads((folder / run / "ppo" / "metrics.json").read_text()) for run in ("two", "one")
+    )
+    metrics.pop("train/seconds"), expected.pop("train/seconds")
+    assert metrics == pytest.approx(expected, rel=2e-4, abs=1e-5)
+    assert metrics["train/iterations"] == 2

@@ -1,0 +1,292 @@
+"""Rewards: where the score lands, what reward functions may return, and the statistics that scores are divided by."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy
+from torch import Tensor
+
+from pipeline.trainer.rewards import RewardError, RunningMoments, combine_rewards, token_rewards
+from pipeline.trainer.rollout import Rollout
+from ppo_core import gae
+
+LENGTHS = [3, 1, 5, 4]
+MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rollout(truncated: list[bool] | None = None) -> Rollout:
+    count = len(truncated or LENGTHS)
+    return Rollout(
+        prompts=[f"prompt {row}" for row in range(count)],
+        columns={"target": ["cat"] * count},
+        prompt_ids=[[5]] * count,
+        completion_ids=[[6]] * count,
+        truncated=truncated or [False] * count,
+        completions=[f"completion {row}" for row in range(count)],
+    )
+
+
+# The score and the KL penalty, per token.
+
+
+def test_the_score_is_paid_at_the_last_real_token_and_nothing_follows_it() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    rewards, discounts = token_rewards(scores, torch.zeros(4, 5), 0.1, MASK, 0.9)
+    for row, length in enumerate(LENGTHS):
+        expected = [0.0] * 5
+        expected[length - 1] = scores[row].item()
+        assert rewards[row].tolist() == expected
+        assert discounts[row, :length].tolist() == pytest.approx([0.9] * (length - 1) + [0.0])
+
+
+def test_right_padding_changes_no_advantage() -> None:
+    scores, kl, values = random(4), random(4, 5, seed=1), random(4, 6, seed=2)
+    rewards, discounts = token_rewards(scores, kl, 0.1, MASK, 0.9)
+    advantages = gae(rewards, discounts, values, 0.8, MASK)
+    for row, length in enumerate(LENGTHS):
+        alone = token_rewards(
+            scores[row : row + 1], kl[row : row + 1, :length], 0.1, MASK[row : row + 1, :length], 0.9
+        )
+        expected = gae(*alone, values[row : row + 1, : length + 1], 0.8)
+        torch.testing.assert_close(advantages[row, :length], expected[0], rtol=0, atol=1e-6)
+        # The last token's own: score − kl_coef·KL − V, full rows and padded rows alike.
+        last = scores[row] - 0.1 * kl[row, length - 1] - values[row, length - 1]
+        torch.testing.assert_close(advantages[row, length - 1], last, rtol=0, atol=1e-6)
+
+
+def test_garbage_under_the_mask_reaches_no_reward() -> None:
+    kl = random(4, 5)
+    expected = token_rewards(torch.ones(4), kl, 0.1, MASK, 0.9)[0]
+    rewards = token_rewards(torch.ones(4), torch.where(MASK, kl, torch.nan), 0.1, MASK, 0.9)[0]
+    torch.testing.assert_close(rewards, expected, rtol=0, atol=0)
+
+
+def test_each_token_pays_its_own_kl(tmp_path: Path) -> None:
+    for estimator in ("k1", "k2", "k3"):
+        trainer = toy.ppo_trainer(
+            tmp_path, kl_coef=0.3, gamma=1.0, gae_lambda=1.0, kl_estimator=estimator, max_steps=1
+        )
+        trainer.train()
+        scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+        batch, sequence_kl = trainer.to_batch(scored)
+        ids, prompt_ids = scored.rollout.completion_ids, scored.rollout.prompt_ids
+        for row, (prompt, completion) in enumerate(zip(prompt_ids, ids, strict=True)):
+            d = logprobs(trainer.model.policy, prompt, completion) - logprobs(
+                trainer.reference, prompt, completion
+            )
+            kl = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) - 1 + d}[estimator]
+            # With gamma = lambda = 1 a return is the sum of the rewards from its token on.
+            expected = scored.scores[row] - 0.3 * kl.flip(0).cumsum(0).flip(0)
+            torch.testing.assert_close(batch.returns[row, : len(completion)], expected, rtol=0, atol=2e-5)
+            assert sequence_kl[row].item() == pytest.approx(d.sum().item(), abs=1e-5)
+            assert d.abs().max() > 1e-3
+
+
+def logprobs(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> Tensor:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(completion)), completion]
+
+
+# Cut completions.
+
+
+def test_only_a_cut_completion_pays_the_missing_eos_penalty(tmp_path: Path) -> None:
+    trainer = toy.ppo_trainer(
+        tmp_path, lambda completions, **_: [2.0] * len(completions), missing_eos_penalty=0.7
+    )
+    scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+    assert 0 < sum(scored.rollout.truncated) < 8
+    expected = [2.0 - 0.7 * cut for cut in scored.rollout.truncated]
+    assert scored.scores.tolist() == pytest.approx(expected)
+    assert scored.rewards.tolist() == [[2.0]] * 8
+
+
+def test_bootstrapping_adds_the_discounted_value_of_the_end_and_follows_nothing() -> None:
+    scores, kl, ends = random(4), random(4, 5, seed=1), torch.tensor([0.0, 5.0, 0.0, -3.0])
+    rewards, discounts = token_rewards(scores, kl, 0.1, MASK, 0.9, bootstrap_values=ends)
+    plain, plain_discounts = token_rewards(scores, kl, 0.1, MASK, 0.9)
+    added = torch.zeros(4, 5)
+    added[1, 0], added[3, 3] = 0.9 * 5.0, 0.9 * -3.0
+    torch.testing.assert_close(rewards - plain, added, rtol=0, atol=1e-6)
+    assert torch.equal(discounts, plain_discounts)
+
+
+def test_with_bootstrap_a_cut_completion_counts_the_critics_value_of_its_end(tmp_path: Path) -> None:
+    trainer = toy.ppo_trainer(tmp_path, truncation="bootstrap", gamma=0.9, kl_coef=0.0)
+    scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+    batch, _ = trainer.to_batch(scored)
+    truncated = scored.rollout.truncated
+    assert 0 < sum(truncated) < 8
+    # No penalty in this mode: the scores are the function's own.
+    torch.testing.assert_close(scored.scores, scored.rewards[:, 0], rtol=0, atol=0)
+    critic = trainer.model.critic
+    for row, (prompt, completion) in enumerate(
+        zip(scored.rollout.prompt_ids, scored.rollout.completion_ids, strict=True)
+    ):
+        with torch.no_grad():
+            hidden = critic.base_model(torch.tensor([prompt + completion])).last_hidden_state
+        values = critic.score(hidden)[0, :, 0]
+        expected = scored.scores[row] + (0.9 * values[-1] if truncated[row] else 0.0)
+        last = len(completion) - 1
+        assert batch.returns[row, last].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+# Several functions, weights, and rows that are not judged.
+
+
+def test_scores_are_the_weighted_sum_over_the_functions_that_judged() -> None:
+    nan = math.nan
+    rewards = torch.tensor([[1.0, 2.0], [nan, 2.0], [1.0, nan], [0.0, -4.0]])
+    scores = combine_rewards(rewards, [0.5, 10.0], rollout())
+    assert scores.tolist() == [20.5, 20.0, 0.5, -40.0]
+
+
+def test_functions_models_and_weights_go_together_in_the_trainer(tmp_path: Path) -> None:
+    def target_reward(target: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [None if word == "cat" else float(len(word)) for word in target]
+
+    trainer = toy.ppo_trainer(
+        tmp_path, [toy.id_reward, target_reward], reward_weights=[2.0, 0.5], missing_eos_penalty=0
+    )
+    trainer.train()
+    scored = trainer._last_rollout
+    first = torch.tensor(toy.id_reward(scored.rollout.completion_ids))
+    words = scored.rollout.columns["target"]
+    assert "cat" in words
+    second = torch.tensor([0.0 if word == "cat" else float(len(word)) for word in words])
+    torch.testing.assert_close(scored.scores, 2.0 * first + 0.5 * second)
+    log = trainer.state.log_history[-2]
+    judged = [len(word) for word in words if word != "cat"]
+    assert log["reward/target_reward"] == pytest.approx(sum(judged) / len(judged))
+    assert log["reward/id_reward"] == pytest.approx(first.mean().item())
+    assert log["reward/mean"] == pytest.approx(scored.scores.mean().item())
+    assert log["reward/std"] == pytest.approx(scored.scores.std(correction=0).item(), rel=1e-5)
+
+
+def test_weights_must_be_as_many_as_the_functions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reward_weights has 1 entries for 2 reward functions"):
+        toy.ppo_trainer(tmp_path, [toy.id_reward, toy.id_reward], reward_weights=[1.0])
+
+
+def test_no_reward_function_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reward_funcs is empty: name at least one"):
+        toy.ppo_trainer(tmp_path, [])
+
+
+# Reward functions that fail, each before a step is taken.
+
+FAULTS = {
+    "too few": (
+        lambda n: [0.0] * (n - 1),
+        r"`faulty` returned 7 rewards for 8 completions.*exactly one for each",
+    ),
+    "too many": (lambda n: [0.0] * (n + 1), r"`faulty` returned 9 rewards for 8 completions"),
+    "NaN": (
+        lambda n: [0.0] * (n - 1) + [math.nan],
+        r"`faulty` returned nan for row 7 .*Return a finite number, or None",
+    ),
+    "infinity": (lambda n: [math.inf] + [0.0] * (n - 1), r"`faulty` returned inf for row 0 "),
+    "a string": (
+        lambda n: ["good"] * n,
+        r"`faulty` returned 'good' for row 0 of the batch \(prompt .*completion .*",
+    ),
+    "a number as a string": (lambda n: ["1.0"] * n, r"`faulty` returned '1.0' for row 0 "),
+    "a list": (lambda n: [[1.0]] * n, r"`faulty` returned \[1.0\] for row 0 "),
+    "no list": (lambda n: 1.0, r"`faulty` returned float, not a list of numbers"),
+    "nothing": (lambda n: None, r"`faulty` returned NoneType, not a list of numbers"),
+    "None for all": (
+        lambda n: [0.0] * (n - 1) + [None],
+        r"Every reward function returned None for row 7 of the batch \(prompt ",
+    ),
+    "an exception": (
+        lambda n: 1 / 0,
+        r"`faulty` raised ZeroDivisionError: division by zero.*columns \['target'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_reward_function_that_fails_is_named_and_no_step_is_taken(tmp_path: Path, fault: str) -> None:
+    returned, message = FAULTS[fault]
+
+    def faulty(completions: list[Any], **_: Any) -> Any:
+        return returned(len(completions))
+
+    trainer = toy.ppo_trainer(tmp_path, faulty)
+    before = toy.weights(trainer.model)
+    with pytest.raises(RewardError, match=f"(?s){message}"):
+        trainer.train()
+    torch.testing.assert_close(toy.weights(trainer.model), before, rtol=0, atol=0)
+
+
+def test_a_reward_function_may_return_a_tensor_integers_or_truth_values(tmp_path: Path) -> None:
+    for returned in (torch.tensor([1.0] * 8), [1] * 8, (True,) * 8, [np.float32(1.0)] * 8):
+        trainer = toy.ppo_trainer(tmp_path, lambda returned=returned, **_: returned, missing_eos_penalty=0)
+        scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+        assert scored.scores.tolist() == [1.0] * 8
+
+
+# Normalising and clipping.
+
+
+def test_running_moments_are_those_of_all_scores_together_also_after_a_resume() -> None:
+    generator = np.random.default_rng(0)
+    # A mean far from zero, where naive sums of squares lose their digits.
+    pieces = [1e4 + generator.normal(size=size) for size in (1, 7, 2, 64, 5)]
+    moments = RunningMoments()
+    for index, piece in enumerate(pieces):
+        if index == 3:
+            state = json.loads(json.dumps(moments.state_dict()))
+            moments = RunningMoments()
+            moments.load_state_dict(state)
+        moments.update(torch.tensor(piece))
+    together = np.concatenate(pieces)
+    assert moments.count == len(together)
+    assert moments.mean == pytest.approx(together.mean(), rel=1e-12)
+    assert moments.std == pytest.approx(together.std(ddof=1), rel=1e-9)
+
+
+def test_before_there_is_a_spread_scores_are_divided_by_one() -> None:
+    moments = RunningMoments()
+    assert moments.std == 1.0
+    moments.update(torch.tensor([3.0]))
+    assert moments.std == 1.0
+    moments.update(torch.tensor([3.0, 3.0]))
+    assert moments.std == 1.0
+
+
+def test_normalised_scores_are_divided_by_the_deviation_so_far_and_evaluation_leaves_it(
+    tmp_path: Path,
+) -> None:
+    trainer = toy.ppo_trainer(tmp_path, normalize_rewards=True, missing_eos_penalty=0)
+    rows = [toy.prompts()[row] for row in range(8)]
+    seen: list[float] = []
+    for _ in range(3):
+        scored = trainer.score(trainer.generate(rows))
+        seen += scored.rewards[:, 0].tolist()
+        torch.testing.assert_close(scored.scores, scored.rewards[:, 0] / np.std(seen, ddof=1))
+    before = trainer.reward_moments.state_dict()
+    trainer.score(trainer.generate(rows), training=False)
+    assert trainer.reward_moments.state_dict() == before
+
+
+def test_clipping_comes_after_normalising_and_before_the_penalty(tmp_path: Path) -> None:
+    values = [-9.0, -1.0, 0.0, 0.1, 0.5, 1.0, 4.0, 100.0]
+    trainer = toy.ppo_trainer(
+        tmp_path, lambda **_: values, normalize_rewards=True, reward_clip=0.02, missing_eos_penalty=1.0
+    )
+    scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+    clipped = np.clip(np.array(values) / np.std(values, ddof=1), -0.02, 0.02)
+    assert len(set(clipped)) > 3
+    expected = clipped - np.array(scored.rollout.truncated)
+    assert scored.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)

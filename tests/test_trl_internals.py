@@ -1,0 +1,86 @@
+"""What the trainer uses of TRL besides its public API: there, called as we call it, and imported in one place."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+INTERNALS = ROOT / "pipeline" / "trainer" / "trl_internals.py"
+PACKAGES = ("ppo_core", "data", "reward_model", "pipeline", "classic_rl", "benchmarks", "tests")
+
+# How each is called: number of positional arguments, and keywords.
+CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "prepare_deepspeed": (2, ()),
+    "prepare_fsdp": (2, ()),
+    "print_prompt_completions_sample": (6, ()),
+    "selective_log_softmax_and_entropy": (4, ()),
+    "unwrap_model_for_generation": (2, ("gradient_checkpointing_kwargs",)),
+    "use_adapter": (2, ()),
+}
+# Positional parameters whose order we rely on.
+ORDERS = {
+    "prepare_deepspeed": ["model", "accelerator"],
+    "prepare_fsdp": ["model", "accelerator"],
+    "print_prompt_completions_sample": [
+        "prompts",
+        "completions",
+        "rewards",
+        "advantages",
+        "step",
+        "num_samples",
+    ],
+    "selective_log_softmax_and_entropy": ["logits", "index", "entropy_requires_grad", "temperature"],
+    "unwrap_model_for_generation": ["model", "accelerator"],
+    "use_adapter": ["model", "adapter_name"],
+}
+
+
+def imported_names() -> dict[str, str]:
+    """Each name that trl_internals.py imports, with its module, read without importing."""
+    return {
+        alias.name: node.module or ""
+        for node in ast.walk(ast.parse(INTERNALS.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_the_calls_listed_here_are_those_of_the_file() -> None:
+    assert set(CALLS) == set(ORDERS) == set(imported_names())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_trl_still_has_it_where_we_look_and_takes_what_we_pass(name: str) -> None:
+    module = imported_names()[name]
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        pytest.fail(f"TRL has moved {module}.{name}: mend pipeline/trainer/trl_internals.py.")
+    signature = inspect.signature(function)
+    count, keywords = CALLS[name]
+    try:
+        signature.bind(*[None] * count, **dict.fromkeys(keywords))
+    except TypeError as error:
+        pytest.fail(f"TRL has changed the arguments of {module}.{name}: {signature} ({error}).")
+    order = list(signature.parameters)[: len(ORDERS[name])]
+    assert order == ORDERS[name], f"TRL has changed the order of the arguments of {module}.{name}."
+
+
+def trl_imports(path: Path) -> list[str]:
+    """Modules of TRL, below its top level, that a file imports from."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    found = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
+    found += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return [module for module in found if module.startswith("trl.")]
+
+
+def test_nothing_else_reaches_into_trl() -> None:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path != INTERNALS]
+    assert len(files) > 50
+    offenders = {str(path.relative_to(ROOT)): trl_imports(path) for path in files if trl_imports(path)}
+    assert offenders == {}, (
+        "Import these in pipeline/trainer/trl_internals.py, from the top level of trl, or not at all."
+    )
