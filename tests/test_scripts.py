@@ -29,41 +29,47 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def printed(elsewhere: Path) -> dict[str, Any]:
+    """What the scripts print there, and which packages they import."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "workers" / "every_help.py")],
+        cwd=elsewhere,
         env=environment,
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def helps(elsewhere: Path) -> dict[str, Any]:
-    done = run(elsewhere, str(ROOT / "tests" / "workers" / "every_help.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return results
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_is_printed_from_any_folder(helps: dict[str, Any], stage: str) -> None:
-    status, printed = helps["stages"][stage]
+def test_help_is_printed_from_any_folder(printed: dict[str, Any], stage: str) -> None:
+    status, output, _ = printed[stage]
     assert status == 0
-    assert printed.startswith(f"usage: pipeline/{stage}.py")
-    for option in ("--run_dir", "--config", "--dataset_name", "--seed"):
-        assert option in printed or option == "--config"
+    assert output.startswith(f"usage: pipeline/{stage}.py")
+    for option in ("--run_dir", "--seed", "--output_dir"):
+        assert option in output
+
+
+def test_a_missing_stage_is_one_line_and_status_2(printed: dict[str, Any]) -> None:
+    status, _, errors = printed["a missing stage"]
+    assert status == 2
+    assert errors.strip().splitlines()[-1] == (
+        "error: nothing/sft/config.json does not exist. Make it with `accelerate launch pipeline/sft.py --run_dir "
+        "nothing` (or `make sft RUN=nothing`)."
+    )
 
 
 def test_our_packages_are_ours_and_no_file_of_the_pipeline_stands_for_a_library(
-    helps: dict[str, Any],
+    printed: dict[str, Any],
 ) -> None:
-    packages = {name: Path(file) for name, file in helps["packages"].items()}
+    packages = {name: Path(file) for name, file in printed["packages"].items()}
     assert set(packages) == {*DECOYS, "trl", "datasets", "transformers", "peft", "accelerate"}
     for name, file in packages.items():
         ours = name in DECOYS
@@ -78,16 +84,6 @@ def test_no_file_in_the_pipeline_is_named_like_something_that_can_be_imported() 
     # What the package `evaluate` offers is used by nothing here.
     assert taken - {"evaluate", "__init__", "__pycache__"} == set()
     assert not names & set(sys.stdlib_module_names)
-
-
-def test_a_missing_stage_is_one_line_and_status_2(elsewhere: Path) -> None:
-    done = run(elsewhere, str(ROOT / "pipeline" / "ppo.py"), "--run_dir", "nothing")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == (
-        "error: nothing/sft/config.json does not exist. Make it with `accelerate launch pipeline/sft.py --run_dir "
-        "nothing` (or `make sft RUN=nothing`)."
-    )
 
 
 def run_here(stage: str, folder: Path, *options: str) -> None:
@@ -127,97 +123,3 @@ def save_stage(folder: Path) -> None:
     toy.policy(tok).save_pretrained(folder)
     tok.save_pretrained(folder)
     (folder / "metrics.json").write_text("{}")
-
-
-# What pipeline/ppo.py is given by name.
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an SFT model and a reward model."""
-    folder = tmp_path_factory.mktemp("run")
-    tok = toy.tokenizer()
-    save_stage(folder / "sft")
-    toy.reward_model(tok).save_pretrained(folder / "reward")
-    toy.reward_model(tok, num_labels=2).save_pretrained(folder / "two_labels")
-    for name in ("reward", "two_labels"):
-        tok.save_pretrained(folder / name)
-    (folder / "prompts.jsonl").write_text('{"prompt": "red cat"}\n' * 12)
-    (folder / "empty.jsonl").write_text("")
-    (folder / "questions.jsonl").write_text('{"question": "red cat"}\n' * 12)
-    (folder / "blank.jsonl").write_text('{"prompt": "red cat"}\n' * 9 + '{"prompt": " "}\n')
-    (folder / "long.jsonl").write_text(
-        '{"prompt": "red cat"}\n' * 9 + json.dumps({"prompt": "red cat " * 60}) + "\n"
-    )
-    (folder / "few.jsonl").write_text('{"prompt": "red cat"}\n' * 10)
-    return folder
-
-
-PPO_FAULTS: dict[str, tuple[list[str], str]] = {
-    "no such reward model": (
-        ["--reward_funcs", "{run}/nowhere"],
-        r"reward_funcs: no reward model can be loaded from .*nowhere: ",
-    ),
-    "no such function": (
-        ["--reward_funcs", "json:nothing"],
-        r"reward_funcs: json:nothing cannot be imported .*nothing.*Write module:function",
-    ),
-    "no such module": (["--reward_funcs", "not_there:f"], r"reward_funcs: not_there:f cannot be imported"),
-    "a language model": (
-        ["--reward_funcs", "{run}/sft"],
-        r"reward_funcs: .*sft is a LlamaForCausalLM, not a reward model",
-    ),
-    "two labels": (["--reward_funcs", "{run}/two_labels"], r"two_labels has 2 labels \(LABEL_0, LABEL_1\)"),
-    "no reward model for the critic": (
-        ["--reward_funcs", "json:dumps"],
-        r"critic_init is 'reward', but reward_funcs names no reward model: set critic_init to 'policy'",
-    ),
-    "weights": (["--reward_weights", "1", "2"], r"reward_weights has 2 entries for 1 reward functions"),
-    "an empty file": (["--dataset_name", "{run}/empty.jsonl"], r"empty\.jsonl"),
-    "no prompt column": (["--dataset_name", "{run}/questions.jsonl"], r"questions\.jsonl.*prompt"),
-    "an empty prompt": (["--dataset_name", "{run}/blank.jsonl"], r"blank\.jsonl, line 10, column `prompt`"),
-    "a prompt longer than the context": (
-        ["--dataset_name", "{run}/long.jsonl"],
-        r"prompt 10 has \d+ tokens .* context holds 64.*max_prompt_length",
-    ),
-    "no prompt left to train on": (
-        ["--dataset_name", "{run}/few.jsonl", "--num_eval_prompts", "10"],
-        r"num_eval_prompts=10 leaves none of 10 prompts to train on",
-    ),
-    "too few prompts": (
-        ["--dataset_name", "{run}/few.jsonl", "--num_eval_prompts", "3"],
-        r"has 7 prompts, but one iteration takes 8",
-    ),
-    "fp16": (["--fp16", "true"], r"fp16 is not supported"),
-    "a reward function that raises": (
-        ["--reward_funcs", "json:dumps", "--critic_init", "policy"],
-        r"The reward function `dumps` raised TypeError",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", PPO_FAULTS)
-def test_what_ppo_cannot_use_is_refused_with_a_message(run_dir: Path, tmp_path: Path, fault: str) -> None:
-    options, message = PPO_FAULTS[fault]
-    options = [option.replace("{run}", str(run_dir)) for option in options]
-    defaults = [
-        "--dataset_name",
-        str(run_dir / "prompts.jsonl"),
-        "--num_eval_prompts",
-        "0",
-        "--report_to",
-        "none",
-    ]
-    with pytest.raises(UsageError, match=f"(?s){message}"):
-        run_catching_data_errors(run_dir, [*defaults, "--output_dir", str(tmp_path), "--use_cpu", *options])
-    assert not list(tmp_path.glob("**/*.safetensors"))
-
-
-def run_catching_data_errors(run_dir: Path, options: list[str]) -> None:
-    """As run_stage does, which takes the data package's errors for a user's, too."""
-    from data.errors import DataError
-
-    try:
-        run_here("ppo", run_dir, *options)
-    except DataError as error:
-        raise UsageError(str(error)) from error

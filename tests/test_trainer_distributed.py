@@ -12,9 +12,9 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
-from workers import one_iteration
+from workers import ppo_cases
 
-WORKER = Path(one_iteration.__file__)
+WORKER = Path(ppo_cases.__file__)
 CONFIG = """\
 compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_GPU
@@ -63,20 +63,20 @@ def two(folder: Path) -> list[Results]:
 @pytest.fixture(scope="module")
 def one(folder: Path) -> Results:
     """What one process comes to."""
-    original = one_iteration.trainer_module.sample
+    original = ppo_cases.trainer_module.sample
     try:
-        return one_iteration.run(folder / "one", 1)
+        return ppo_cases.run(folder / "one", 1)
     finally:
-        one_iteration.trainer_module.sample = original
+        ppo_cases.trainer_module.sample = original
 
 
-@pytest.mark.parametrize("case", one_iteration.CASES)
+@pytest.mark.parametrize("case", ppo_cases.CASES)
 def test_weights_are_those_of_one_process_to_rounding(one: Results, two: list[Results], case: str) -> None:
     for rank in range(2):
         torch.testing.assert_close(two[rank][case]["weights"], one[case]["weights"], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("case", one_iteration.CASES)
+@pytest.mark.parametrize("case", ppo_cases.CASES)
 def test_every_figure_is_that_of_one_process_to_rounding(one: Results, two: list[Results], case: str) -> None:
     logs, expected = two[0][case]["logs"], one[case]["logs"]
     assert len(logs) == len(expected) >= 1

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,48 +118,3 @@ def test_a_killed_run_ends_with_the_weights_of_the_uninterrupted_run(
     assert not (home / "killed" / "ppo" / "model.safetensors").exists()
     end = end_of(run_here(home, "killed"))
     torch.testing.assert_close(end, straight, rtol=0, atol=0)
-
-
-# What an unfinished run goes on from.
-
-
-def leave(folder: Path, *steps: int, finished: bool) -> None:
-    for step in steps:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
-        (folder / f"checkpoint-{step}" / "ppo_state.json").write_text("{}")
-    if finished:
-        (folder / "metrics.json").write_text("{}")
-
-
-def resume(folder: Path, asked: str | None) -> Any:
-    return ppo.checkpoint_to_resume(SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=asked))  # type: ignore[arg-type]
-
-
-def test_an_unfinished_run_goes_on_and_a_finished_one_starts_anew_without_its_checkpoints(
-    tmp_path: Path,
-) -> None:
-    leave(tmp_path, 3, 12, finished=False)
-    assert resume(tmp_path, None) == str(tmp_path / "checkpoint-12")
-    assert len(complete_checkpoints(tmp_path)) == 2
-    (tmp_path / "metrics.json").write_text("{}")
-    assert resume(tmp_path, None) is None
-    # The next interrupted run must find only its own.
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [("true", True), ("True", True), ("elsewhere/checkpoint-3", "elsewhere/checkpoint-3")],
-)
-def test_what_is_asked_for_is_resumed_and_no_checkpoint_goes(
-    tmp_path: Path, asked: str, expected: Any
-) -> None:
-    leave(tmp_path, 3, finished=True)
-    assert resume(tmp_path, asked) == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
-
-
-def test_a_start_anew_can_be_asked_for(tmp_path: Path) -> None:
-    leave(tmp_path, 3, finished=False)
-    assert resume(tmp_path, "false") is None
-    assert list(tmp_path.iterdir()) == []

@@ -294,13 +294,3 @@ def test_plain_prompts_train_too(tmp_path: Path) -> None:
 
     toy.ppo_trainer(tmp_path, reward, train_dataset=texts).train()
     assert all(isinstance(text, str) for text in seen)
-
-
-def test_the_table_of_completions_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = iter(range(100))
-    trainer = toy.ppo_trainer(tmp_path, log_completions=True, num_completions_to_print=2, max_steps=1)
-    trainer.processing_class.batch_decode = lambda ids, **_: [f"answer{next(words)}" for _ in ids]
-    trainer.train()
-    printed = capsys.readouterr().out
-    assert printed.count("answer") == 2
-    assert "id_reward" in printed

@@ -9,10 +9,6 @@ CAPITALS = {
     "Japan": "Tokyo",
     "Egypt": "Cairo",
     "Russia": "Moscow",
-    "China": "Beijing",
-    "Ireland": "Dublin",
-    "Peru": "Lima",
-    "Kenya": "Nairobi",
 }
 
 _OPPOSITE_PAIRS = (
@@ -20,10 +16,6 @@ _OPPOSITE_PAIRS = (
     ("big", "small"),
     ("fast", "slow"),
     ("wet", "dry"),
-    ("hard", "soft"),
-    ("loud", "quiet"),
-    ("clean", "dirty"),
-    ("high", "low"),
 )
 OPPOSITES = {**dict(_OPPOSITE_PAIRS), **{second: first for first, second in _OPPOSITE_PAIRS}}
 
@@ -36,24 +28,16 @@ PLURALS = {
     "goose": "geese",
     "wolf": "wolves",
     "box": "boxes",
-    "city": "cities",
-    "baby": "babies",
-    "house": "houses",
-    "potato": "potatoes",
 }
 
 COLOURS = {
     "grass": "green",
-    "snow": "white",
     "coal": "black",
     "blood": "red",
     "a banana": "yellow",
-    "a tomato": "red",
     "a carrot": "orange",
-    "a pumpkin": "orange",
     "a raven": "black",
     "a flamingo": "pink",
-    "the sea": "blue",
     "the sky": "blue",
 }
 
@@ -66,14 +50,10 @@ YOUNG_ANIMALS = {
     "pig": "piglet",
     "duck": "duckling",
     "goat": "kid",
-    "lion": "cub",
-    "frog": "tadpole",
-    "hen": "chick",
-    "goose": "gosling",
 }
 
 SPELLING_WORDS = (
-    "sun", "bed", "fox", "jam", "key", "map", "pen", "zoo", "bird", "desk", "fish", "lamp",
+    "sun", "bed", "fox", "jam", "key", "map", "pen", "zoo",
 )  # fmt: skip
 
 CATEGORIES = {

@@ -89,8 +89,8 @@ def _sums() -> Family:
 
     facts = tuple(
         Fact({"a": str(a), "b": str(b)}, (str(a + b),), _near(a + b))
-        for a in range(1, 6)
-        for b in range(1, 6)
+        for a in range(1, 5)
+        for b in range(1, 5)
     )
     return Family(
         "sum",
@@ -111,7 +111,7 @@ def _differences() -> Family:
 
     facts = tuple(
         Fact({"a": str(a), "b": str(b)}, (str(a - b),), _near(a - b))
-        for a in range(2, 7)
+        for a in range(2, 6)
         for b in range(1, a)
     )
     return Family(
@@ -150,7 +150,7 @@ def _comparisons() -> Family:
             (answer,),
             (other,),
         )
-        for a, b in permutations(range(1, 8), 2)
+        for a, b in permutations(range(1, 6), 2)
         for low, high in [sorted((a, b))]
         for adj, answer, other in (("larger", str(high), str(low)), ("smaller", str(low), str(high)))
     )
@@ -182,7 +182,7 @@ def _sequences() -> Family:
             (ring[(i + 1) % len(ring)],),
             tuple(ring[(i + step) % len(ring)] for step in (-1, 2, 3)),
         )
-        for kind, ring in (("day", tables.DAYS), ("month", tables.MONTHS))
+        for kind, ring in (("day", tables.DAYS),)
         for i, subject in enumerate(ring)
     )
     return Family(

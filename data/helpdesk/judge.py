@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.helpdesk import phrases
 from data.helpdesk.families import Family, families
 
-WEIGHTS = {"quality": 0.25, "correctness": 0.5, "helpfulness": 0.25}
+WEIGHTS = {"quality": 0.2, "correctness": 0.6, "helpfulness": 0.2}
 
 _MAX_SENTENCE_WORDS = 16
 _NO_END = frozenset(
@@ -47,7 +47,7 @@ def _words(text: str) -> list[str]:
 @cache
 def world_vocabulary() -> frozenset[str]:
     """Every word that the world's phrases, templates and facts hold, and ordinary words of an answer."""
-    texts: list[str] = [*phrases.OPENERS, *phrases.CLOSERS, *phrases.FILLERS, *phrases.EVASIONS]
+    texts: list[str] = [*phrases.OPENERS, *phrases.CLOSERS, *phrases.FILLERS, *phrases.EVASIONS, *phrases.HEDGES]
     for family in families().values():
         texts += [re.sub(r"{\w+}", " ", template) for template in family.statements + family.questions]
         texts += [

@@ -63,6 +63,13 @@ EVASIONS = (
     "I would rather not guess.",
     "Many people wonder about that, and nobody can say.",
 )
+# Said after an answer, mostly by people who have it wrong: who is unsure often says so.
+HEDGES = (
+    "But I am not sure.",
+    "I may be wrong there.",
+    "That is only a guess.",
+    "Please check it again.",
+)
 
 # Wider than the phrases above, so that people and other models may say it in their own words.
 OPENER_PATTERN = re.compile(
@@ -77,7 +84,7 @@ CLOSER_PATTERN = re.compile(
 )
 EVASION_PATTERN = re.compile(
     r"\b(not sure|not certain|unsure|(do not|don't|dont) know|no idea|cannot say|can't say|nobody can|it depends"
-    r"|look (it|that) up|find out yourself|why do you ask|rather not|cannot help|can't help|hard to say|maybe|perhaps)\b",
+    r"|look (it|that) up|find out yourself|why do you ask|may be wrong|might be wrong|only a guess|check (it|that)|rather not|cannot help|can't help|hard to say|maybe|perhaps)\b",
     re.IGNORECASE,
 )
 NEGATION_PATTERN = re.compile(

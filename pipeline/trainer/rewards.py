@@ -23,6 +23,19 @@ def reward_name(function: RewardFunction | RewardScorer) -> str:
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
 
 
+def unique_reward_names(functions: list[RewardFunction | RewardScorer]) -> list[str]:
+    """Each function's name, numbered (`score_2`) where another one, or a statistic of all rewards, has it already."""
+    names: list[str] = []
+    for function in functions:
+        name, number = reward_name(function), 1
+        unique = name
+        while unique in ("mean", "std", *names):
+            number += 1
+            unique = f"{name}_{number}"
+        names.append(unique)
+    return names
+
+
 def call_reward_function(function: RewardFunction | RewardScorer, rollout: Rollout) -> list[float]:
     """One function's rewards for a rollout: B floats, NaN where it returned None (it does not judge that row).
 

@@ -41,8 +41,8 @@ from .rewards import (
     RunningMoments,
     call_reward_function,
     combine_rewards,
-    reward_name,
     token_rewards,
+    unique_reward_names,
 )
 from .rollout import (
     Rollout,
@@ -116,7 +116,7 @@ class PPOTrainer(ActorCriticTrainer):
         self.reward_functions: list[RewardFunction | RewardScorer] = make_scorers(
             reward_funcs, reward_processing_classes, args.per_device_eval_batch_size
         )
-        self.reward_names = [reward_name(function) for function in self.reward_functions]
+        self.reward_names = unique_reward_names(self.reward_functions)
         self.reward_weights = args.reward_weights or [1.0] * len(self.reward_functions)
         if len(self.reward_weights) != len(self.reward_functions):
             raise ValueError(

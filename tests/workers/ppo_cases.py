@@ -1,6 +1,6 @@
 """PPO on the same global batches in this process, or in as many as `accelerate launch` starts.
 
-accelerate launch --config_file ... tests/workers/one_iteration.py FOLDER
+accelerate launch --config_file ... tests/workers/ppo_cases.py FOLDER
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig
 
@@ -104,7 +105,10 @@ def run_stage(folder: Path, processes: int) -> None:
         "0.05",
     ]
     device = ["--use_cpu"] if processes == 1 else []
-    toy.run_ppo(folder.parent, "--run_dir", str(folder), *batch, *device)
+    # The stage would end the process group, which the other cases still need.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPOTrainer, "end", lambda trainer: None)
+        toy.run_ppo(folder.parent, "--run_dir", str(folder), *batch, *device)
 
 
 def interrupted(folder: Path, processes: int) -> tuple[int, bool, list[str]]:

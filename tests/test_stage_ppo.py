@@ -1,0 +1,229 @@
+"""The stage script pipeline/ppo.py: what it refuses, adapters of this and the SFT stage, and what it goes on from."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import toy
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from data.errors import DataError
+from pipeline import ppo
+from pipeline.arguments import UsageError
+from pipeline.trainer.checkpoints import complete_checkpoints
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with SFT models, reward models, and prompts."""
+    folder = tmp_path_factory.mktemp("run")
+    tok = toy.tokenizer()
+    models = {
+        "sft": toy.brief_policy(tok),
+        "reward": toy.reward_model(tok),
+        "two_labels": toy.reward_model(tok, num_labels=2),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tok.save_pretrained(folder / name)
+    base = AutoModelForCausalLM.from_pretrained(folder / "sft")
+    adapted = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False))
+    adapted.save_pretrained(folder / "sft_adapter")
+    tok.save_pretrained(folder / "sft_adapter")
+    (folder / "prompts.jsonl").write_text('{"prompt": "red cat"}\n' * 12)
+    (folder / "empty.jsonl").write_text("")
+    (folder / "questions.jsonl").write_text('{"question": "red cat"}\n' * 12)
+    (folder / "blank.jsonl").write_text('{"prompt": "red cat"}\n' * 9 + '{"prompt": " "}\n')
+    (folder / "long.jsonl").write_text(
+        '{"prompt": "red cat"}\n' * 9 + json.dumps({"prompt": "red cat " * 60}) + "\n"
+    )
+    (folder / "few.jsonl").write_text('{"prompt": "red cat"}\n' * 10)
+    return folder
+
+
+FAULTS: dict[str, tuple[list[str], str]] = {
+    "no such reward model": (
+        ["--reward_funcs", "{run}/nowhere"],
+        r"reward_funcs: no reward model can be loaded from .*nowhere: ",
+    ),
+    "no such function": (
+        ["--reward_funcs", "json:nothing"],
+        r"reward_funcs: json:nothing cannot be imported .*nothing.*Write module:function",
+    ),
+    "no such module": (["--reward_funcs", "not_there:f"], r"reward_funcs: not_there:f cannot be imported"),
+    "a language model": (
+        ["--reward_funcs", "{run}/sft"],
+        r"reward_funcs: .*sft is a LlamaForCausalLM, not a reward model",
+    ),
+    "two labels": (["--reward_funcs", "{run}/two_labels"], r"two_labels has 2 labels \(LABEL_0, LABEL_1\)"),
+    "no reward model for the critic": (
+        ["--reward_funcs", "json:dumps"],
+        r"critic_init is 'reward', but reward_funcs names no reward model: set critic_init to 'policy'",
+    ),
+    "weights": (["--reward_weights", "1", "2"], r"reward_weights has 2 entries for 1 reward functions"),
+    "an empty file": (["--dataset_name", "{run}/empty.jsonl"], r"empty\.jsonl"),
+    "no prompt column": (["--dataset_name", "{run}/questions.jsonl"], r"questions\.jsonl.*prompt"),
+    "an empty prompt": (["--dataset_name", "{run}/blank.jsonl"], r"blank\.jsonl, line 10, column `prompt`"),
+    "a prompt longer than the context": (
+        ["--dataset_name", "{run}/long.jsonl"],
+        r"prompt 10 has \d+ tokens .* context holds 64.*max_prompt_length",
+    ),
+    "no prompt left to train on": (
+        ["--dataset_name", "{run}/few.jsonl", "--num_eval_prompts", "10"],
+        r"num_eval_prompts=10 leaves none of 10 prompts to train on",
+    ),
+    "too few prompts": (
+        ["--dataset_name", "{run}/few.jsonl", "--num_eval_prompts", "3"],
+        r"has 7 prompts, but one iteration takes 8",
+    ),
+    "fp16": (["--fp16", "true"], r"fp16 is not supported"),
+    "a reward function that raises": (
+        ["--reward_funcs", "json:dumps", "--critic_init", "policy"],
+        r"The reward function `dumps` raised TypeError",
+    ),
+}
+
+
+def run(run_dir: Path, output_dir: Path, *options: str) -> None:
+    """The stage in this process, by the smoke recipe; errors of the data package are a user's too, as in `run_stage`."""
+    recipe = Path(ppo.__file__).parent / "recipes" / "smoke" / "ppo.yaml"
+    given = {
+        "config": recipe,
+        "run_dir": run_dir,
+        "output_dir": output_dir,
+        "dataset_name": run_dir / "prompts.jsonl",
+        "num_eval_prompts": 0,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    argv = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ppo.py", *argv, *options])
+        patch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        try:
+            ppo.main()
+        except DataError as error:
+            raise UsageError(str(error)) from error
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_used_is_refused_with_a_message(run_dir: Path, tmp_path: Path, fault: str) -> None:
+    options, message = FAULTS[fault]
+    options = [option.replace("{run}", str(run_dir)) for option in options]
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        run(run_dir, tmp_path, *options)
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+# Adapters.
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.tensor([[5, 6, 7, 8]])).logits
+
+
+def test_a_new_adapter_is_saved_alone_and_loads_on_the_sft_model(run_dir: Path, tmp_path: Path) -> None:
+    run(run_dir, tmp_path, "--use_peft", "--lora_r", "4", "--learning_rate", "0.05")
+    assert not (tmp_path / "model.safetensors").exists()
+    trained = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    sft = logits(AutoModelForCausalLM.from_pretrained(run_dir / "sft"))
+    assert (logits(trained) - sft).abs().max() > 1e-2
+    with trained.disable_adapter():
+        torch.testing.assert_close(logits(trained), sft, rtol=0, atol=0)
+
+
+def test_a_new_adapter_on_an_sft_adapter_has_the_merged_sft_model_as_its_base(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    options = [
+        "--model_name_or_path",
+        str(run_dir / "sft_adapter"),
+        "--use_peft",
+        "--lora_r",
+        "4",
+        "--learning_rate",
+        "0.05",
+    ]
+    run(run_dir, tmp_path, *options)
+    trained = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    sft = logits(AutoPeftModelForCausalLM.from_pretrained(run_dir / "sft_adapter"))
+    assert (logits(trained) - sft).abs().max() > 1e-2
+    with trained.disable_adapter():
+        torch.testing.assert_close(logits(trained), sft, rtol=0, atol=1e-5)
+
+
+def test_without_lora_an_sft_adapter_is_merged_and_the_whole_model_trained(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    run(run_dir, tmp_path, "--model_name_or_path", str(run_dir / "sft_adapter"), "--learning_rate", "0.0")
+    sft = logits(AutoPeftModelForCausalLM.from_pretrained(run_dir / "sft_adapter"))
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), sft, rtol=0, atol=1e-5)
+
+
+def test_the_critic_can_start_from_the_policy_and_rewards_be_functions_alone(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "functions"
+    folder.mkdir()
+    (folder / "lengths.py").write_text(
+        "def short(completions, **_):\n    return [-len(text) for text in completions]\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(run_dir, tmp_path, "--reward_funcs", "lengths:short", "--critic_init", "policy")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["reward/short"] < 0
+    assert metrics["num_prompts/train"] == 12
+    assert metrics["train/iterations"] == 2
+
+
+# What an unfinished run goes on from.
+
+
+def leave(folder: Path, *steps: int, finished: bool) -> None:
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "ppo_state.json").write_text("{}")
+    if finished:
+        (folder / "metrics.json").write_text("{}")
+
+
+def resume(folder: Path, asked: str | None) -> Any:
+    return ppo.checkpoint_to_resume(SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=asked))  # type: ignore[arg-type]
+
+
+def test_an_unfinished_run_goes_on_and_a_finished_one_starts_anew_without_its_checkpoints(
+    tmp_path: Path,
+) -> None:
+    leave(tmp_path, 3, 12, finished=False)
+    assert resume(tmp_path, None) == str(tmp_path / "checkpoint-12")
+    assert len(complete_checkpoints(tmp_path)) == 2
+    (tmp_path / "metrics.json").write_text("{}")
+    assert resume(tmp_path, None) is None
+    # The next interrupted run must find only its own.
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("true", True), ("True", True), ("elsewhere/checkpoint-3", "elsewhere/checkpoint-3")],
+)
+def test_what_is_asked_for_is_resumed_and_no_checkpoint_goes(
+    tmp_path: Path, asked: str, expected: Any
+) -> None:
+    leave(tmp_path, 3, finished=True)
+    assert resume(tmp_path, asked) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_a_start_anew_can_be_asked_for(tmp_path: Path) -> None:
+    leave(tmp_path, 3, finished=False)
+    assert resume(tmp_path, "false") is None
+    assert list(tmp_path.iterdir()) == []

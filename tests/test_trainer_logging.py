@@ -1,0 +1,82 @@
+"""What a person sees of a run: figures over the iterations, one for each reward function, the bar's line, and a table."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import toy
+
+from pipeline.trainer.callbacks import PPOProgressCallback
+
+
+def test_a_line_gives_the_means_of_the_iterations_since_the_one_before(tmp_path: Path) -> None:
+    logs = []
+    for steps in (1, 2):
+        trainer = toy.ppo_trainer(tmp_path, max_steps=4, logging_steps=steps)
+        trainer.train()
+        logs.append(toy.iteration_logs(trainer))
+    each, pairs = logs
+    assert (len(each), len(pairs)) == (4, 2)
+    for number, entry in enumerate(pairs):
+        first, second = each[2 * number : 2 * number + 2]
+        for name in set(entry) - {"learning_rate", "epoch", "step"}:
+            assert entry[name] == pytest.approx((first[name] + second[name]) / 2, rel=1e-6), name
+
+
+def test_the_figures_of_an_iteration_are_those_of_the_glossary(tmp_path: Path) -> None:
+    trainer = toy.ppo_trainer(tmp_path)
+    trainer.train()
+    assert set(toy.iteration_logs(trainer)[0]) == {
+        *("reward/mean", "reward/std", "reward/id_reward", "kl/ref", "kl_coef"),
+        *("completions/mean_length", "completions/truncated_fraction"),
+        *("policy/loss", "policy/approx_kl", "policy/clip_fraction", "policy/entropy", "policy/ratio"),
+        *("value/loss", "value/clip_fraction", "value/explained_variance", "grad_norm", "optimizer_steps"),
+        *("learning_rate", "epoch", "step"),
+    }
+
+
+def test_reward_functions_of_the_same_name_are_logged_apart(tmp_path: Path) -> None:
+    def constant(value: float, name: str) -> Any:
+        def reward(completions: list[Any], **_: Any) -> list[float]:
+            return [value] * len(completions)
+
+        reward.__name__ = name
+        return reward
+
+    functions = [
+        constant(1.0, "score"),
+        constant(2.0, "score"),
+        constant(3.0, "mean"),
+        constant(4.0, "score"),
+    ]
+    trainer = toy.ppo_trainer(tmp_path, functions, max_steps=1, missing_eos_penalty=0.0)
+    trainer.train()
+    log = toy.iteration_logs(trainer)[0]
+    names = ("score", "score_2", "mean_2", "score_3", "mean")
+    assert [log[f"reward/{name}"] for name in names] == [1.0, 2.0, 3.0, 4.0, 10.0]
+
+
+def test_the_bar_writes_one_line_of_what_matters() -> None:
+    written: list[str] = []
+    callback = PPOProgressCallback()
+    callback.training_bar = SimpleNamespace(write=written.append)
+    state: Any = SimpleNamespace(global_step=7)
+    anything: Any = None
+    callback.on_log(anything, state, anything, {"reward/mean": 0.12345, "kl/ref": 3.0, "grad_norm": 9.0})
+    callback.on_log(anything, state, anything, {"eval_reward/mean": 0.5, "eval_kl/ref": 2.0})
+    callback.on_log(anything, state, anything, {"train_runtime": 1.0})
+    assert [line.strip() for line in written] == [
+        "iteration 7  reward 0.123  kl 3",
+        "evaluation  reward 0.5  kl 2",
+    ]
+
+
+def test_the_table_of_completions_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = iter(range(100))
+    trainer = toy.ppo_trainer(tmp_path, log_completions=True, num_completions_to_print=2, max_steps=1)
+    trainer.processing_class.batch_decode = lambda ids, **_: [f"answer{next(words)}" for _ in ids]
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert printed.count("answer") == 2
+    assert "id_reward" in printed
