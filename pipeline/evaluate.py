@@ -33,7 +33,7 @@ from pipeline.report.curves import read_log
 from pipeline.report.page import Report, render
 from pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
 from pipeline.report.responses import reward_scores, sample_responses
-from pipeline.stage_output import finish_stage, quiet_libraries
+from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
 from pipeline.trainer.rewards import RewardError, RewardFunction, call_reward_function, combine_rewards
 from pipeline.trainer.rollout import (
     Rollout,
@@ -129,6 +129,7 @@ def main() -> None:
     """Run the stage."""
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     quiet_libraries()
+    choose_device()
     accelerator = Accelerator()
     folders = model_folders(run, args)
     tokenizer = shared_tokenizer(folders)

@@ -177,14 +177,12 @@ def load_reward(name: str, batch_size: int) -> Any:
         finally:
             sys.path.pop(0)
     try:
-        scorer = RewardScorer(load_reward_model(name), load_tokenizer(name), batch_size)
+        return RewardScorer(load_reward_model(name), load_tokenizer(name), batch_size, name=Path(name).name)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"reward_funcs: no reward model can be loaded from {name}: {reason}") from error
     except ValueError as error:
         raise UsageError(f"reward_funcs: {error}") from error
-    scorer.name = Path(name).name
-    return scorer
 
 
 def critic_to_start_from(critic_init: str, rewards: list[Any]) -> PreTrainedModel | None:

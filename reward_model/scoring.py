@@ -25,6 +25,7 @@ class RewardScorer:
         tokenizer: the reward model's own.
         batch_size: texts in a forward pass.
         max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
+        name: under which its scores are logged.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class RewardScorer:
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
         max_length: int | None = None,
+        name: str = "reward_model",
     ) -> None:
+        self.name = name
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -60,7 +60,7 @@ def test_annotators_differ_in_reliability(judged):
     rates = [sum(flags) / len(flags) for flags in agreed.values()]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > rates[-1] + 0.03
-    assert rates[-1] > 0.66
+    assert rates[-1] > 0.64
     assert rates[0] < 0.84
 
 

@@ -22,7 +22,7 @@ def test_the_best_answer_scores_one_on_every_scale():
 def test_the_total_is_the_weighted_sum():
     score = judge("Paris.")
     assert (score.quality, score.correctness, score.helpfulness) == (1.0, 1.0, 0.0)
-    assert score.total == pytest.approx(0.25 + 0.5)
+    assert score.total == pytest.approx(0.2 + 0.6)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_gaming_scores_clearly_below_a_good_answer_and_below_a_curt_right_one(re
     ],
 )
 def test_of_two_answers_the_better_scores_higher(better, worse):
-    assert judge(better).total > judge(worse).total + 0.02
+    assert judge(better).total > judge(worse).total + 0.015
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ AFTER = ("Which day comes after Monday?", "sequence", ["Tuesday"])
 HOT = ("What is the opposite of hot?", "opposite", ["cold"])
 MOUSE = ("What is the plural of mouse?", "plural", ["mice"])
 BANANA = ("What colour is a banana?", "colour", ["yellow"])
-MAP = ("How do you spell map?", "spelling", ["m-a-p"])
-FRUIT = ("Name one fruit.", "example", ["apple", "pear", "plum", "cherry", "melon"])
+KEY = ("How do you spell key?", "spelling", ["k-e-y"])
+FRUIT = ("Name one fruit.", "example", ["apple", "pear", "plum"])
 CAT = ("What is a young cat called?", "young", ["kitten"])
 
 
@@ -155,19 +155,19 @@ CAT = ("What is a young cat called?", "young", ["kitten"])
         (AFTER, "Tuesday, Wednesday, Thursday.", 0),
         (HOT, "Cold is the opposite of hot.", 1),
         (HOT, "The opposite of hot is hot.", 0),
-        (HOT, "The opposite of wet is cold.", 0),
-        (HOT, "Cold, wet and dry.", 0),
+        (HOT, "The opposite of big is cold.", 0),
+        (HOT, "Cold, big and small.", 0),
         (MOUSE, "The plural of mouse is mice.", 1),
         (MOUSE, "The plural of mouse is mouse.", 0),
-        (MOUSE, "The plural of goose is mice.", 0),
+        (MOUSE, "The plural of foot is mice.", 0),
         (BANANA, "The banana is yellow.", 1),
         (BANANA, "A carrot is yellow.", 0),
         (BANANA, "Yellow, red, blue and green.", 0),
-        (MAP, "You spell map like this: m-a-p.", 1),
-        (MAP, "M-A-P.", 1),
-        (MAP, "Map is spelled m-u-p.", 0),
-        (MAP, "Map.", 0),
-        (MAP, "M-a-p-m-a-p.", 0),
+        (KEY, "You spell key like this: k-e-y.", 1),
+        (KEY, "K-E-Y.", 1),
+        (KEY, "Map is spelled m-u-p.", 0),
+        (KEY, "Map.", 0),
+        (KEY, "M-a-p-k-e-y.", 0),
         (FRUIT, "A pear is a fruit.", 1),
         (FRUIT, "A cow is a fruit.", 0),
         (FRUIT, "Apple, pear, plum, cow and tea.", 0),
@@ -189,7 +189,7 @@ def test_correctness_in_every_family(question, response, correct):
         (MINUS, "6 minus 2 leaves 4."),
         (LARGER, "7 is larger."),
         (AFTER, "After Monday comes Tuesday."),
-        (MAP, "Map is written m-a-p."),
+        (KEY, "Key is written k-e-y."),
         (FRUIT, "A pear is a fruit."),
     ],
 )
@@ -214,6 +214,6 @@ def test_gold_reward_has_trls_signature_and_takes_text_and_conversations():
     prompts = [FRANCE[0], [{"role": "user", "content": FRANCE[0]}]]
     completions = [GOOD, [{"role": "assistant", "content": "Paris."}]]
     columns = {"family": ["capital"] * 2, "answer": [["Paris"]] * 2, "prompt_id": ["a", "b"]}
-    assert gold_reward(prompts, completions, completion_ids=[[1], [2]], **columns) == [1.0, 0.75]
+    assert gold_reward(prompts, completions, completion_ids=[[1], [2]], **columns) == [1.0, 0.8]
     with pytest.raises(DataError, match="no column 'family'"):
         gold_reward(prompts, completions, completion_ids=None)

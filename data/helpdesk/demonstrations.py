@@ -6,8 +6,7 @@ from typing import Any
 from data.helpdesk import phrases
 from data.helpdesk.questions import Question, capitalise, fill
 
-_KINDS = {"right": 0.66, "wrong": 0.2, "evasive": 0.06, "two answers": 0.04, "repeated": 0.04}
-_HEDGE_PROBABILITIES = {"right": 0.03, "wrong": 0.6, "two answers": 0.3}
+_KINDS = {"right": 0.7, "wrong": 0.16, "evasive": 0.06, "two answers": 0.04, "repeated": 0.04}
 _FORMS = {"full": 0.48, "short": 0.28, "curt": 0.24}
 _OPENER_PROBABILITY = 0.35
 _CLOSER_PROBABILITY = 0.35
@@ -44,8 +43,6 @@ def write_completion(question: Question, rng: random.Random) -> str:
 
     num_fillers = 0 if kind == "repeated" else _pick(_NUM_FILLERS, rng)
     parts = [core, *rng.sample(phrases.FILLERS, num_fillers)]
-    if rng.random() < _HEDGE_PROBABILITIES.get(kind, 0.0):
-        parts.insert(1, rng.choice(phrases.HEDGES))
     if rng.random() < _OPENER_PROBABILITY:
         parts.insert(0, rng.choice(phrases.OPENERS))
     if rng.random() < _CLOSER_PROBABILITY:

@@ -6,16 +6,12 @@ CAPITALS = {
     "Spain": "Madrid",
     "Germany": "Berlin",
     "England": "London",
-    "Japan": "Tokyo",
-    "Egypt": "Cairo",
-    "Russia": "Moscow",
 }
 
 _OPPOSITE_PAIRS = (
     ("hot", "cold"),
     ("big", "small"),
     ("fast", "slow"),
-    ("wet", "dry"),
 )
 OPPOSITES = {**dict(_OPPOSITE_PAIRS), **{second: first for first, second in _OPPOSITE_PAIRS}}
 
@@ -25,9 +21,6 @@ PLURALS = {
     "foot": "feet",
     "tooth": "teeth",
     "man": "men",
-    "goose": "geese",
-    "wolf": "wolves",
-    "box": "boxes",
 }
 
 COLOURS = {
@@ -36,9 +29,6 @@ COLOURS = {
     "blood": "red",
     "a banana": "yellow",
     "a carrot": "orange",
-    "a raven": "black",
-    "a flamingo": "pink",
-    "the sky": "blue",
 }
 
 YOUNG_ANIMALS = {
@@ -47,24 +37,18 @@ YOUNG_ANIMALS = {
     "cow": "calf",
     "sheep": "lamb",
     "horse": "foal",
-    "pig": "piglet",
-    "duck": "duckling",
-    "goat": "kid",
 }
 
 SPELLING_WORDS = (
-    "sun", "bed", "fox", "jam", "key", "map", "pen", "zoo",
+    "sun", "bed", "fox", "jam", "key",
 )  # fmt: skip
 
 CATEGORIES = {
-    "animal": ("cow", "pig", "lion", "rabbit", "bear"),
-    "fruit": ("apple", "pear", "plum", "cherry", "melon"),
-    "tool": ("hammer", "saw", "drill", "shovel", "rake"),
-    "drink": ("tea", "coffee", "juice", "water", "cocoa"),
-    "vehicle": ("car", "truck", "tram", "bicycle", "ferry"),
-    "flower": ("rose", "tulip", "lily", "daisy", "violet"),
-    "metal": ("iron", "copper", "silver", "zinc", "tin"),
-    "sport": ("tennis", "golf", "hockey", "rugby", "judo"),
+    "animal": ("cow", "pig", "lion"),
+    "fruit": ("apple", "pear", "plum"),
+    "tool": ("hammer", "saw", "drill"),
+    "drink": ("tea", "coffee", "juice"),
+    "metal": ("iron", "copper", "silver"),
 }
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

@@ -47,7 +47,7 @@ def _words(text: str) -> list[str]:
 @cache
 def world_vocabulary() -> frozenset[str]:
     """Every word that the world's phrases, templates and facts hold, and ordinary words of an answer."""
-    texts: list[str] = [*phrases.OPENERS, *phrases.CLOSERS, *phrases.FILLERS, *phrases.EVASIONS, *phrases.HEDGES]
+    texts: list[str] = [*phrases.OPENERS, *phrases.CLOSERS, *phrases.FILLERS, *phrases.EVASIONS]
     for family in families().values():
         texts += [re.sub(r"{\w+}", " ", template) for template in family.statements + family.questions]
         texts += [

@@ -18,6 +18,12 @@ PROMPT_OPENERS = (
     "Well:",
     "Listen:",
     "Hi again!",
+    "Good evening!",
+    "Good afternoon!",
+    "Hello there!",
+    "One question:",
+    "Excuse me, please.",
+    "Hi everyone!",
 )
 PROMPT_CLOSERS = (
     "",
@@ -28,6 +34,8 @@ PROMPT_CLOSERS = (
     "Cheers!",
     "Many thanks!",
     "Come on!",
+    "Thanks a lot!",
+    "Kind regards.",
 )
 
 OPENERS = (
@@ -63,14 +71,6 @@ EVASIONS = (
     "I would rather not guess.",
     "Many people wonder about that, and nobody can say.",
 )
-# Said after an answer, mostly by people who have it wrong: who is unsure often says so.
-HEDGES = (
-    "But I am not sure.",
-    "I may be wrong there.",
-    "That is only a guess.",
-    "Please check it again.",
-)
-
 # Wider than the phrases above, so that people and other models may say it in their own words.
 OPENER_PATTERN = re.compile(
     r"^(sure|of course|certainly|absolutely|gladly|hi|hello|hey|good question|great question|thanks|thank you"

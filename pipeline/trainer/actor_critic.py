@@ -90,7 +90,7 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: PreTrainedModel | PeftModel,
         critic: PreTrainedModel,
         temperature: float,
         entropy_requires_grad: bool,
@@ -107,9 +107,8 @@ class ActorCritic(nn.Module):
         self._checkpointing: dict[str, Any] = {}
         self.config = policy.config
         self.generation_config = policy.generation_config
-        self._no_split_modules = list(
-            {*(_base(policy)._no_split_modules or []), *(critic._no_split_modules or [])}
-        )
+        layers = [getattr(model, "_no_split_modules", None) or [] for model in (_base(policy), critic)]
+        self._no_split_modules = sorted({name for names in layers for name in names})
 
     def forward(self, batch: Batch | dict[str, Tensor], task: str = "score") -> tuple[Tensor, ...]:
         """Everything goes through here, which is what DDP, DeepSpeed, FSDP and autocast wrap.

@@ -31,6 +31,8 @@ class ActorCriticTrainer(Trainer):
     """
 
     args: PPOConfig
+    optimizer: Any
+    control: Any
     interrupt: InterruptCallback
     kl_controller: FixedKLController
     reward_moments: RunningMoments

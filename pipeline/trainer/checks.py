@@ -46,7 +46,7 @@ def check_dataset(
         text = prompt if isinstance(prompt, str) else prompt[-1].get("content") if prompt else ""
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name}, row {number}: the prompt is empty.")
-        length = len(encode_prompts([prompt], tokenizer, args.chat_template_kwargs)[0])
+        length = len(encode_prompts([prompt], tokenizer, args.template_arguments)[0])
         if length == 0:
             raise ValueError(f"{name}, row {number}: the tokenizer makes no token of the prompt {prompt!r}.")
         if context is not None and length + args.max_completion_length > context:

@@ -1,7 +1,7 @@
 """PPOConfig: Transformers' training arguments, the PPO hyperparameters, and what a language model adds to them."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainingArguments
 
@@ -150,6 +150,10 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
         default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, trackio, none."}
     )
 
+    data_seed: int | None = field(
+        default=None, metadata={"help": "Seed of the order of prompts; `seed` where not set."}
+    )
+
     def __post_init__(self) -> None:
         """Check the settings before any model is loaded.
 
@@ -198,6 +202,16 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
                 raise ValueError(f"{name} must be above 0, got {value}.")
         self._check_generation_kwargs()
         self._check_batch_sizes()
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """`chat_template_kwargs`, of which TrainingArguments has parsed the JSON."""
+        return cast(dict[str, Any], self.chat_template_kwargs or {})
+
+    @property
+    def generation_arguments(self) -> dict[str, Any]:
+        """`generation_kwargs`, likewise."""
+        return cast(dict[str, Any], self.generation_kwargs or {})
 
     def _check_generation_kwargs(self) -> None:
         for name in self.generation_kwargs or {}:

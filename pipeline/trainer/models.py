@@ -125,16 +125,15 @@ def _scorer(
 ) -> RewardFunction | RewardScorer:
     if isinstance(function, str):
         function = load_reward_model(function)
-    if not isinstance(function, nn.Module):
+    if not isinstance(function, PreTrainedModel):
         return function
     if function.config.num_labels != 1:
         raise ValueError(
             f"A reward model has one label, its score; {type(function).__name__} has {function.config.num_labels}."
         )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)
-    scorer = RewardScorer(function, tokenizer, batch_size)
-    scorer.name = Path(function.config._name_or_path).name or "reward_model"
-    return scorer
+    path = function.config._name_or_path
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+    return RewardScorer(function, tokenizer, batch_size, name=Path(path).name or "reward_model")
 
 
 def make_critic(

@@ -20,7 +20,9 @@ class RewardError(ValueError):
 
 def reward_name(function: RewardFunction | RewardScorer) -> str:
     """Name under which a reward function's mean is logged."""
-    return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+    if isinstance(function, RewardScorer):
+        return function.name
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def unique_reward_names(functions: list[RewardFunction | RewardScorer]) -> list[str]:

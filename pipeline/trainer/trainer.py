@@ -161,7 +161,7 @@ class PPOTrainer(ActorCriticTrainer):
             args.max_completion_length,
             self.end_ids,
             tokenizer.pad_token_id,
-            args.generation_kwargs,
+            args.generation_arguments,
         )
         self.kl_controller = (
             FixedKLController(args.kl_coef)
@@ -209,7 +209,7 @@ class PPOTrainer(ActorCriticTrainer):
     def generate(self, rows: list[Row]) -> Rollout:
         """Sample a completion for the prompt of each row."""
         prompts = [row["prompt"] for row in rows]
-        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.chat_template_kwargs)
+        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
         with self._generation_model() as actor_critic:
             completion_ids, truncated = sample(
                 actor_critic,
@@ -312,7 +312,7 @@ class PPOTrainer(ActorCriticTrainer):
 
     def _check_sampling(self, rows: list[Row]) -> None:
         prompts = [row["prompt"] for row in rows[:4]]
-        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.chat_template_kwargs)
+        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
         with self._generation_model() as actor_critic:
             check_sampling(actor_critic, prompt_ids, self.generation_config, self.accelerator)
 
