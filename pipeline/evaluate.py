@@ -159,16 +159,20 @@ def main() -> None:
         scores = {}
         if reward_model is not None:
             scores["reward_score"] = {name: reward_scores(reward_model, rollouts[name]) for name in SYSTEMS}
-    if not accelerator.is_main_process:
-        return
-    if gold:
-        scores["gold_score"] = {name: gold_scores(gold, rollouts[name]) for name in SYSTEMS}
-    judge = "gold_score" if gold else "reward_score"
-    pairs = make_pairs(rollouts, scores, log_ratios, judge)
-    metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {"num_prompts/left_out": num_left_out}
-    write_outputs(Path(args.output_dir), pairs, make_report(run, args, folders, metrics, pairs, judge))
-    finish_stage("evaluate", args.output_dir, metrics)
-    accelerator.print(f"The page to read: {Path(args.output_dir) / 'report.html'}")
+    if accelerator.is_main_process:
+        if gold:
+            scores["gold_score"] = {name: gold_scores(gold, rollouts[name]) for name in SYSTEMS}
+        judge = "gold_score" if gold else "reward_score"
+        pairs = make_pairs(rollouts, scores, log_ratios, judge)
+        metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {
+            "num_prompts/left_out": num_left_out
+        }
+        write_outputs(Path(args.output_dir), pairs, make_report(run, args, folders, metrics, pairs, judge))
+        finish_stage("evaluate", args.output_dir, metrics)
+        accelerator.print(f"The page to read: {Path(args.output_dir) / 'report.html'}")
+    # A process that leaves while another still works takes the connection down with it.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def model_folders(run: RunArguments, args: EvaluateArguments) -> dict[str, str]:

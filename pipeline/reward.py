@@ -193,6 +193,7 @@ def save(
     """Write the model into `output_dir`; of LoRA the adapter too, and the model with it merged in full precision."""
     output_dir, state = Path(trainer.args.output_dir), PartialState()
     trainer.save_model(str(output_dir / "adapter" if model_args.use_peft else output_dir))
+    trainer.save_state()
     if model_args.use_peft and state.is_main_process:
         full = ModelConfig(model_revision=model_args.model_revision, dtype=model_args.dtype)
         model = merge_adapter(start_model(start, full), output_dir / "adapter")

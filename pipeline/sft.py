@@ -113,6 +113,7 @@ def main() -> None:
     evaluation = trainer.evaluate() if held_out is not None else {}
     model.generation_config.eos_token_id = stop_ids  # the Trainer may have put the tokenizer's EOS alone
     trainer.save_model()
+    trainer.save_state()
 
     metrics: dict[str, float] = {"loss/train": last_loss(trainer.state.log_history, result.training_loss)}
     if held_out is not None:

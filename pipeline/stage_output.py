@@ -50,6 +50,8 @@ def finish_stage(stage: str, output_dir: str | Path, metrics: dict[str, float]) 
     """Write `<output_dir>/metrics.json` and print it as a table, on the main process only."""
     if not PartialState().is_main_process:
         return
+    # A pickle that Trainer leaves beside a model; the settings stand in the recipe.
+    (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)
     write_metrics(output_dir, metrics)
     table = Table("metric")
     table.add_column("value", justify="right")
