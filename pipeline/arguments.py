@@ -77,6 +77,9 @@ def parse_stage(
     config_path = Path(argv[argv.index("--config") + 1]) if argv[-1] != "--config" else Path()
     known = {action.dest for action in parser._actions}
     _check_recipe(config_path, known)
+    if "disable_tqdm" in known:
+        # Transformers would infer from the quietened log level that no bar is wanted.
+        parser.set_defaults(disable_tqdm=False)
 
     try:
         parsed = parser.parse_args_and_config(argv)
