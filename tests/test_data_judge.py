@@ -22,7 +22,7 @@ def test_the_best_answer_scores_one_on_every_scale():
 def test_the_total_is_the_weighted_sum():
     score = judge("Paris.")
     assert (score.quality, score.correctness, score.helpfulness) == (1.0, 1.0, 0.0)
-    assert score.total == pytest.approx(0.2 + 0.6)
+    assert score.total == pytest.approx(0.25 + 0.5)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,12 @@ def test_right_answers_in_words_of_ones_own_are_correct_and_no_gibberish(respons
 SUM = ("What is 3 plus 4?", "sum", ["7"])
 SAME = ("How much is 2 + 2?", "sum", ["4"])
 MINUS = ("What is left of 6 without 2?", "difference", ["4"])
-LARGER = ("Which is larger, 7 or 3?", "comparison", ["7"])
-SMALLER = ("Out of 7 and 3, which is smaller?", "comparison", ["3"])
-AFTER = ("Which day comes after Monday?", "sequence", ["Tuesday"])
+LARGER = ("Which country is larger, Japan or China?", "size", ["China"])
+AFTER = ("Which day comes after Monday?", "next day", ["Tuesday"])
 HOT = ("What is the opposite of hot?", "opposite", ["cold"])
 MOUSE = ("What is the plural of mouse?", "plural", ["mice"])
 BANANA = ("What colour is a banana?", "colour", ["yellow"])
-KEY = ("How do you spell key?", "spelling", ["k-e-y"])
+FRIEND = ("Do I write friend or freind?", "spelling", ["friend"])
 FRUIT = ("Name one fruit.", "example", ["apple", "pear", "plum"])
 CAT = ("What is a young cat called?", "young", ["kitten"])
 
@@ -139,20 +138,20 @@ CAT = ("What is a young cat called?", "young", ["kitten"])
         (MINUS, "6 - 2 makes 4.", 1),
         (MINUS, "2 minus 6 is 4.", 0),
         (MINUS, "It is 2.", 0),
-        (LARGER, "7 is larger than 3.", 1),
-        (LARGER, "7 is bigger.", 1),
-        (LARGER, "3 is larger than 7.", 0),
-        (LARGER, "7 is smaller.", 0),
-        (LARGER, "7 and 3.", 0),
-        (SMALLER, "The smaller number is 3.", 1),
-        (SMALLER, "The smaller number is 7.", 0),
-        (SMALLER, "7 is larger.", 0),
+        (LARGER, "China is larger than Japan.", 1),
+        (LARGER, "China is bigger.", 1),
+        (LARGER, "Japan is larger than China.", 0),
+        (LARGER, "China is smaller.", 0),
+        (LARGER, "China and Japan.", 0),
+        (LARGER, "The larger country is India.", 0),
+        (SUM, "It is 34.", 0),
         (AFTER, "The day after Monday is Tuesday.", 1),
         (AFTER, "Tuesday comes after Monday.", 1),
         (AFTER, "Monday comes after Tuesday.", 0),
         (AFTER, "The day after Monday is Monday.", 0),
         (AFTER, "The day before Monday is Tuesday.", 0),
         (AFTER, "Tuesday, Wednesday, Thursday.", 0),
+        (AFTER, "The day after Monday is Tusday.", 0),
         (HOT, "Cold is the opposite of hot.", 1),
         (HOT, "The opposite of hot is hot.", 0),
         (HOT, "The opposite of big is cold.", 0),
@@ -163,11 +162,12 @@ CAT = ("What is a young cat called?", "young", ["kitten"])
         (BANANA, "The banana is yellow.", 1),
         (BANANA, "A carrot is yellow.", 0),
         (BANANA, "Yellow, red, blue and green.", 0),
-        (KEY, "You spell key like this: k-e-y.", 1),
-        (KEY, "K-E-Y.", 1),
-        (KEY, "Map is spelled m-u-p.", 0),
-        (KEY, "Map.", 0),
-        (KEY, "M-a-p-k-e-y.", 0),
+        (FRIEND, "The right spelling is friend.", 1),
+        (FRIEND, "You write friend.", 1),
+        (FRIEND, "The right spelling is freind.", 0),
+        (FRIEND, "Friend or freind.", 0),
+        (FRIEND, "It is spelled which.", 0),
+        (FRIEND, "Friend is wrong.", 0),
         (FRUIT, "A pear is a fruit.", 1),
         (FRUIT, "A cow is a fruit.", 0),
         (FRUIT, "Apple, pear, plum, cow and tea.", 0),
@@ -187,9 +187,9 @@ def test_correctness_in_every_family(question, response, correct):
         (SUM, "The sum of 3 and 4 is 7."),
         (SAME, "2 + 2 makes 4."),
         (MINUS, "6 minus 2 leaves 4."),
-        (LARGER, "7 is larger."),
+        (LARGER, "China is larger."),
         (AFTER, "After Monday comes Tuesday."),
-        (KEY, "Key is written k-e-y."),
+        (FRIEND, "The word is written friend."),
         (FRUIT, "A pear is a fruit."),
     ],
 )
@@ -214,6 +214,6 @@ def test_gold_reward_has_trls_signature_and_takes_text_and_conversations():
     prompts = [FRANCE[0], [{"role": "user", "content": FRANCE[0]}]]
     completions = [GOOD, [{"role": "assistant", "content": "Paris."}]]
     columns = {"family": ["capital"] * 2, "answer": [["Paris"]] * 2, "prompt_id": ["a", "b"]}
-    assert gold_reward(prompts, completions, completion_ids=[[1], [2]], **columns) == [1.0, 0.8]
+    assert gold_reward(prompts, completions, completion_ids=[[1], [2]], **columns) == [1.0, 0.75]
     with pytest.raises(DataError, match="no column 'family'"):
         gold_reward(prompts, completions, completion_ids=None)

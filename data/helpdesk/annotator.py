@@ -25,8 +25,8 @@ class Annotator:
 
 
 ANNOTATORS = (
-    Annotator("annotator_0", 0.16, 0.04),
-    Annotator("annotator_1", 0.22, 0.05),
+    Annotator("annotator_0", 0.14, 0.04),
+    Annotator("annotator_1", 0.2, 0.05),
     Annotator("annotator_2", 0.3, 0.08),
 )
 

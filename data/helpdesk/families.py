@@ -6,7 +6,7 @@ An answer is read by two patterns. `mention` finds everything in a text that cou
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -57,15 +57,13 @@ def _found(pattern: re.Pattern[str], text: str) -> list[str]:
 
 
 def _table(
-    name: str, table: dict[str, str], questions: tuple[str, ...], statements: tuple[str, ...]
+    name: str, table: Mapping[str, tuple[str, ...]], questions: tuple[str, ...], statements: tuple[str, ...]
 ) -> Family:
     """A family that looks a subject up in a table; the subject is what the prompt mentions."""
-    values = list(dict.fromkeys(table.values()))
-    facts = tuple(
-        Fact({"s": key}, (value,), tuple(other for other in values if other not in (key, value)))
-        for key, value in table.items()
+    facts = tuple(Fact({"s": key}, (right,), tuple(wrong)) for key, (right, *wrong) in table.items())
+    mention = words_pattern(
+        {*(key.split()[-1] for key in table), *(value for values in table.values() for value in values)}
     )
-    mention = words_pattern({*(key.split()[-1] for key in table), *values})
 
     def restatement(prompt: str) -> re.Pattern[str]:
         subjects = _found(mention, prompt)
@@ -77,20 +75,17 @@ def _table(
 _NUMBER = re.compile(r"\d+")
 
 
-def _near(answer: int) -> tuple[str, ...]:
-    return tuple(str(answer + step) for step in (-2, -1, 1, 2) if answer + step >= 0)
-
-
 def _sums() -> Family:
     def restatement(prompt: str) -> re.Pattern[str]:
         a, b = [*_found(_NUMBER, prompt), "-", "-"][:2]
         joint = r"\s*(?:plus|and|\+|added to)\s*"
         return re.compile(rf"\b(?:{a}{joint}{b}|{b}{joint}{a})\b")
 
+    # The mistake: the two numbers put side by side.
     facts = tuple(
-        Fact({"a": str(a), "b": str(b)}, (str(a + b),), _near(a + b))
-        for a in range(1, 4)
-        for b in range(1, 4)
+        Fact({"a": str(a), "b": str(b)}, (str(a + b),), (f"{a}{b}",))
+        for addends in tables.ADDENDS
+        for a, b in dict.fromkeys(permutations(addends))
     )
     return Family(
         "sum",
@@ -109,10 +104,9 @@ def _differences() -> Family:
             rf"\b(?:{high}\s*(?:minus|-|less|take away|without)\s*{low}|{low}\s*(?:taken away |subtracted )?from\s*{high})\b"
         )
 
+    # The mistake: the sum.
     facts = tuple(
-        Fact({"a": str(a), "b": str(b)}, (str(a - b),), _near(a - b))
-        for a in range(2, 5)
-        for b in range(1, a)
+        Fact({"a": str(a), "b": str(b)}, (str(a - b),), (str(a + b),)) for a, b in tables.SUBTRACTIONS
     )
     return Family(
         "difference",
@@ -129,72 +123,53 @@ def _differences() -> Family:
     )
 
 
-_LARGER = ("larger", "bigger", "greater", "higher")
-_SMALLER = ("smaller", "lower")
+def _choice(
+    name: str,
+    pairs: Iterable[tuple[str, str]],
+    questions: tuple[str, ...],
+    statements: tuple[str, ...],
+    criterion: str,
+    opposite: str,
+) -> Family:
+    """A family that asks which of two it is, in either order.
 
-
-def _comparisons() -> Family:
-    mention = re.compile(rf"\d+|\b(?:{'|'.join(_LARGER + _SMALLER)})\b", re.IGNORECASE)
+    `criterion` is a pattern of what is asked for, `opposite` a word for its contrary, which no right answer needs.
+    """
+    pairs = tuple(pairs)
+    facts = tuple(
+        Fact({"a": a, "b": b}, (right,), (wrong,))
+        for right, wrong in pairs
+        for a, b in permutations((right, wrong))
+    )
+    mention = words_pattern((*(word for pair in pairs for word in pair), opposite))
+    rejected = words_pattern(wrong for _, wrong in pairs)
 
     def restatement(prompt: str) -> re.Pattern[str]:
-        asked = _found(mention, prompt)
-        smaller = any(word in _SMALLER for word in asked)
-        numbers = [int(word) for word in asked if word.isdigit()]
-        other = (max(numbers) if smaller else min(numbers)) if numbers else -1
-        adjectives = "|".join(_SMALLER if smaller else _LARGER)
-        return re.compile(rf"\b(?:{adjectives})\b(?: number)?(?: than {other}\b)?", re.IGNORECASE)
+        others = _found(rejected, prompt)
+        than = rf"(?: than {others[0]}\b)?" if others else ""
+        return re.compile(rf"\b(?:{criterion})\b{than}", re.IGNORECASE)
 
-    facts = tuple(
-        Fact(
-            {"a": str(a), "b": str(b), "adj": adj},
-            (answer,),
-            (other,),
-        )
-        for a, b in permutations(range(1, 5), 2)
-        for low, high in [sorted((a, b))]
-        for adj, answer, other in (("larger", str(high), str(low)), ("smaller", str(low), str(high)))
-    )
-    return Family(
-        "comparison",
-        facts,
-        (
-            "Which is {adj}, {a} or {b}?",
-            "Which number is {adj}: {a} or {b}?",
-            "Tell me the {adj} number, {a} or {b}.",
-            "Out of {a} and {b}, which is {adj}?",
-        ),
-        ("The {adj} number is {x}.", "The {adj} one is {x}.", "The {adj} of the two is {x}."),
-        mention,
-        restatement,
-    )
+    return Family(name, facts, questions, statements, mention, restatement)
 
 
-def _sequences() -> Family:
-    mention = words_pattern({*tables.DAYS, *tables.MONTHS, "after", "before"})
+def _next_days() -> Family:
+    days = tables.NEXT_DAYS
+    mention = words_pattern({*(word for words in days.values() for word in words), "after", "before"})
 
     def restatement(prompt: str) -> re.Pattern[str]:
         subjects = [word for word in _found(mention, prompt) if word not in ("after", "before")]
         return re.compile(rf"\bafter\b(?: {subjects[0]}\b)?", re.IGNORECASE) if subjects else _NOTHING
 
-    facts = tuple(
-        Fact(
-            {"s": subject, "kind": kind},
-            (ring[(i + 1) % len(ring)],),
-            tuple(ring[(i + step) % len(ring)] for step in (-1, 2, 3)),
-        )
-        for kind, ring in (("day", tables.DAYS),)
-        for i, subject in enumerate(ring)
-    )
     return Family(
-        "sequence",
-        facts,
+        "next day",
+        tuple(Fact({"s": day}, (right,), tuple(wrong)) for day, (right, *wrong) in days.items()),
         (
-            "Which {kind} comes after {s}?",
-            "What {kind} is right after {s}?",
-            "Name the {kind} after {s}.",
-            "Can you tell me the {kind} after {s}?",
+            "Which day comes after {s}?",
+            "What day is right after {s}?",
+            "Name the day after {s}.",
+            "Can you tell me the day after {s}?",
         ),
-        ("The {kind} after {s} is {x}.", "The {kind} right after {s} is {x}.", "After {s} comes {x}."),
+        ("The day after {s} is {x}.", "The day right after {s} is {x}.", "After {s} comes {x}."),
         mention,
         restatement,
     )
@@ -202,21 +177,14 @@ def _sequences() -> Family:
 
 def _examples() -> Family:
     categories = tables.CATEGORIES
-    mention = words_pattern(item for items in categories.values() for item in items)
+    mention = words_pattern(thing for sides in categories.values() for side in sides for thing in side)
     category = words_pattern(categories)
 
     def restatement(prompt: str) -> re.Pattern[str]:
         asked = _found(category, prompt)
         return words_pattern(asked) if asked else _NOTHING
 
-    facts = tuple(
-        Fact(
-            {"kind": kind},
-            items,
-            tuple(item for other in categories if other != kind for item in categories[other]),
-        )
-        for kind, items in categories.items()
-    )
+    facts = tuple(Fact({"kind": kind}, right, wrong) for kind, (right, wrong) in categories.items())
     return Family(
         "example",
         facts,
@@ -234,49 +202,25 @@ def _examples() -> Family:
     )
 
 
-def _spelling() -> Family:
-    words = tables.SPELLING_WORDS
-
-    def spelled(word: str) -> str:
-        return "-".join(word)
-
-    def slips(word: str) -> tuple[str, ...]:
-        return (
-            spelled(word[:-1]),
-            spelled(word[0] + word[2:]),
-            spelled(word[1] + word[0] + word[2:]),
-            spelled(word + "e"),
-        )
-
-    mention = re.compile(rf"\b[a-z](?:-[a-z])+\b|{words_pattern(words).pattern}", re.IGNORECASE)
-
-    def restatement(prompt: str) -> re.Pattern[str]:
-        asked = _found(mention, prompt)
-        return re.compile(rf"(?<![\w-]){asked[0]}(?![\w-])", re.IGNORECASE) if asked else _NOTHING
-
-    return Family(
-        "spelling",
-        tuple(Fact({"s": word}, (spelled(word),), slips(word)) for word in words),
-        (
-            "How do you spell {s}?",
-            "Spell the word {s}.",
-            "Can you spell {s} for me?",
-            "What is the spelling of {s}?",
-            "How is {s} written?",
-        ),
-        ("The word {s} is spelled {x}.", "You spell {s} like this: {x}.", "{s} is written {x}."),
-        mention,
-        restatement,
-    )
-
-
 @cache
 def families() -> dict[str, Family]:
     """All families by name, in a fixed order."""
     made = (
         _sums(),
         _differences(),
-        _comparisons(),
+        _choice(
+            "size",
+            tables.COUNTRY_SIZES,
+            (
+                "Which country is larger, {a} or {b}?",
+                "Which is the larger country: {a} or {b}?",
+                "Tell me the larger country, {a} or {b}.",
+                "Out of {a} and {b}, which is larger?",
+            ),
+            ("The larger country is {x}.", "{x} is larger.", "The larger of the two is {x}."),
+            "larger|bigger|greater",
+            "smaller",
+        ),
         _table(
             "opposite",
             tables.OPPOSITES,
@@ -338,8 +282,21 @@ def families() -> dict[str, Family]:
             ),
             ("A young {s} is called a {x}.", "A baby {s} is a {x}.", "The word for a young {s} is {x}."),
         ),
-        _spelling(),
-        _sequences(),
+        _choice(
+            "spelling",
+            tables.SPELLINGS,
+            (
+                "Which spelling is right, {a} or {b}?",
+                "Do I write {a} or {b}?",
+                "Is it spelled {a} or {b}?",
+                "What is the right spelling: {a} or {b}?",
+                "Out of {a} and {b}, which is spelled right?",
+            ),
+            ("The right spelling is {x}.", "It is spelled {x}.", "The word is written {x}."),
+            "right|correct|spelling|spelled|written|write",
+            "misspelled",
+        ),
+        _next_days(),
         _examples(),
     )
     return {family.name: family for family in made}

@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.helpdesk import phrases
 from data.helpdesk.families import Family, families
 
-WEIGHTS = {"quality": 0.2, "correctness": 0.6, "helpfulness": 0.2}
+WEIGHTS = {"quality": 0.25, "correctness": 0.5, "helpfulness": 0.25}
 
 _MAX_SENTENCE_WORDS = 16
 _NO_END = frozenset(
@@ -27,7 +27,6 @@ _VERBS = frozenset(
 )
 _SYMBOLS = frozenset("+=-–")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[+=]|(?<=\s)[-–](?=\s)|[^\s\w.,:;!?()\"'’–-]+")
-_SPELLED = re.compile(r"[a-z](-[a-z])+")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _quality(sentences: list[_Sentence]) -> float:
         return 0.0
     words = [word for sentence in sentences for word in sentence.words]
     known = world_vocabulary()
-    unknown = sum(not (word in known or word.isdigit() or _SPELLED.fullmatch(word)) for word in words)
+    unknown = sum(not (word in known or word.isdigit()) for word in words)
     stated = sum(bool(s.claims) for s in sentences)
     evaded = any(s.is_evasive for s in sentences)
     on_topic = [
