@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from trl import TrlParser
 
@@ -29,6 +30,9 @@ class RunArguments:
     run_dir: str = field(
         default="runs/helpdesk", metadata={"help": "Folder of the run: each stage writes <run_dir>/<stage>."}
     )
+
+    # What the recipe and the command line set, with the values they came to (filled in by `parse_stage`).
+    recipe: dict[str, Any] = field(default_factory=dict, init=False)
 
     def stage_dir(self, stage: str) -> Path:
         """Folder of `stage` in this run."""
@@ -80,6 +84,9 @@ def parse_stage(
     if "disable_tqdm" in known:
         # Transformers would infer from the quietened log level that no bar is wanted.
         parser.set_defaults(disable_tqdm=False)
+    if "use_cpu" in known and not torch.accelerator.is_available():
+        # Transformers would refuse bf16 on a machine without an accelerator unless it is told so.
+        parser.set_defaults(use_cpu=True)
 
     try:
         parsed = parser.parse_args_and_config(argv)
@@ -90,7 +97,19 @@ def parse_stage(
         # Transformers fills in "trainer_output" where nobody named a folder.
         if getattr(item, "output_dir", None) in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))
+    named = [*yaml.safe_load(config_path.read_text(encoding="utf-8")), *_flags(argv)]
+    run.recipe = {
+        name: getattr(item, name)
+        for name in dict.fromkeys(named)
+        for item in parsed
+        if name != "recipe" and hasattr(item, name)
+    }
     return parsed
+
+
+def _flags(argv: list[str]) -> list[str]:
+    """Names of the settings that a command line sets."""
+    return [item.removeprefix("--").split("=")[0].replace("-", "_") for item in argv if item.startswith("--")]
 
 
 def _check_recipe(path: Path, known: set[str]) -> None:

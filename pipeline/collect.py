@@ -131,7 +131,7 @@ def main() -> None:
         metrics = summarize(response_files.read_rows(folder), folder, args)
         metrics |= {f"num_prompts/{reason}": count for reason, count in left_out.items()}
         metrics["collect/seconds"] = time.perf_counter() - started
-        finish_stage("collect", folder, metrics)
+        finish_stage("collect", folder, metrics, run.recipe)
     state.wait_for_everyone()
 
 

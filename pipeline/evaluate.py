@@ -14,9 +14,10 @@ report.html (self-contained) into `<run_dir>/evaluate`. It trains nothing, and e
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -140,7 +141,9 @@ def main() -> None:
         for name in SYSTEMS
     }
     dataset, num_left_out = load_prompts(args, tokenizer, policies)
-    gold = [load_judge(name, args.batch_size, accelerator.device) for name in args.gold_funcs or []]
+    gold = [
+        load_judge(name, args.batch_size, accelerator.device, "gold_funcs") for name in args.gold_funcs or []
+    ]
     reward_model = load_reward_model(folders, args.batch_size, accelerator.device)
     try_judges(gold, dataset, tokenizer)
 
@@ -168,7 +171,7 @@ def main() -> None:
             "num_prompts/left_out": num_left_out
         }
         write_outputs(Path(args.output_dir), pairs, make_report(run, args, folders, metrics, pairs, judge))
-        finish_stage("evaluate", args.output_dir, metrics)
+        finish_stage("evaluate", args.output_dir, metrics, run.recipe)
         accelerator.print(f"The page to read: {Path(args.output_dir) / 'report.html'}")
     # A process that leaves while another still works takes the connection down with it.
     accelerator.wait_for_everyone()
@@ -234,9 +237,11 @@ def load_prompts(
     return dataset, num_left_out
 
 
-def load_judge(name: str, batch_size: int, device: torch.device) -> RewardFunction | RewardScorer:
+def load_judge(
+    name: str, batch_size: int, device: torch.device, setting: str
+) -> RewardFunction | RewardScorer:
     """Import the function `module:function`, or load the reward model in a folder or of the hub on `device`."""
-    judge = load_reward(name, batch_size)
+    judge = load_reward(name, batch_size, setting)
     if isinstance(judge, RewardScorer):
         judge.model.to(device)
     return judge
@@ -250,7 +255,7 @@ def load_reward_model(folders: dict[str, str], batch_size: int, device: torch.de
     """
     if "reward" not in folders:
         return None
-    judge = load_judge(folders["reward"], batch_size, device)
+    judge = load_judge(folders["reward"], batch_size, device, "reward_model_path")
     if not isinstance(judge, RewardScorer):
         raise UsageError(
             f"reward_model_path: {folders['reward']} is a function; name functions in gold_funcs."
@@ -317,11 +322,19 @@ def make_report(
             if path.is_file()
         },
         reward_figures=sorted(stages["reward"].glob("*.png")),
-        settings=asdict(run) | asdict(args),
+        settings={stage: read_settings(folder) for stage, folder in stages.items()}
+        | {"evaluate": run.recipe},
         versions={"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
         num_examples=args.num_examples,
         seed=args.seed,
     )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the recipe and the command line of a stage set; nothing where the stage left no settings.json."""
+    path = folder / "settings.json"
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return settings
 
 
 def write_outputs(output_dir: Path, pairs: list[Pair], report: Report) -> None:

@@ -32,8 +32,9 @@ from pipeline.model_loading import context_length, load_policy, load_tokenizer
 from pipeline.prompt_lengths import fit_prompts
 from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
 from pipeline.trainer import PPOConfig, PPOTrainer
-from pipeline.trainer.checkpoints import complete_checkpoints
-from pipeline.trainer.checks import SelfCheckError
+from pipeline.trainer.checkpoints import CheckpointError, complete_checkpoints
+from pipeline.trainer.checks import InputError, SelfCheckError
+from pipeline.trainer.rewards import RewardError
 from reward_model.head import load_reward_model
 from reward_model.scoring import RewardScorer
 
@@ -113,8 +114,11 @@ def main() -> None:
             value_model=critic_to_start_from(ppo_args.critic_init, rewards),
             peft_config=get_peft_config(model_args),
         )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    except (ValueError, SelfCheckError) as error:
+    except (InputError, RewardError, CheckpointError, SelfCheckError) as error:
         raise UsageError(str(error)) from error
     if trainer.interrupt.interrupted:
         trainer.accelerator.print(
@@ -130,7 +134,7 @@ def main() -> None:
         "train/iterations": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
-    finish_stage("ppo", args.output_dir, metrics)
+    finish_stage("ppo", args.output_dir, metrics, run.recipe)
     trainer.end()
 
 
@@ -159,8 +163,10 @@ def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
     return [str(run.stage_dir("reward"))]
 
 
-def load_reward(name: str, batch_size: int) -> Any:
+def load_reward(name: str, batch_size: int, setting: str = "reward_funcs") -> Any:
     """A reward function `module:function`, or the reward model in a folder or on the hub.
+
+    `setting` is the one that named it, for messages.
 
     Raises:
         UsageError: it cannot be found, or is no reward model.
@@ -172,7 +178,7 @@ def load_reward(name: str, batch_size: int) -> Any:
             return getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError) as error:
             raise UsageError(
-                f"reward_funcs: {name} cannot be imported ({error}). Write module:function."
+                f"{setting}: {name} cannot be imported ({error}). Write module:function."
             ) from error
         finally:
             sys.path.pop(0)
@@ -180,9 +186,9 @@ def load_reward(name: str, batch_size: int) -> Any:
         return RewardScorer(load_reward_model(name), load_tokenizer(name), batch_size, name=Path(name).name)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"reward_funcs: no reward model can be loaded from {name}: {reason}") from error
+        raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
     except ValueError as error:
-        raise UsageError(f"reward_funcs: {error}") from error
+        raise UsageError(f"{setting}: {error}") from error
 
 
 def critic_to_start_from(critic_init: str, rewards: list[Any]) -> PreTrainedModel | None:

@@ -131,7 +131,7 @@ def main() -> None:
     dropped = {"identical": 0, **rows.dropped, "identical_after_truncation": num_identical}
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
     metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
-    finish_stage("reward", args.output_dir, metrics)
+    finish_stage("reward", args.output_dir, metrics, run.recipe)
     state.wait_for_everyone()
 
 

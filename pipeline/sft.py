@@ -81,7 +81,9 @@ def main() -> None:
     """Run the stage."""
     quiet_libraries()
     choose_device()
-    _, data_args, args, model_args = parse_stage("sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig))
+    run, data_args, args, model_args = parse_stage(
+        "sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig)
+    )
     started = time.perf_counter()
     rows = load_demonstrations(data_args, args.seed)
     dataset = rows.dataset
@@ -130,7 +132,7 @@ def main() -> None:
         "train/steps": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
-    finish_stage("sft", args.output_dir, metrics)
+    finish_stage("sft", args.output_dir, metrics, run.recipe)
     PartialState().wait_for_everyone()
 
 

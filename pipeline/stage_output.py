@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -46,12 +47,20 @@ def choose_device() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def finish_stage(stage: str, output_dir: str | Path, metrics: dict[str, float]) -> None:
-    """Write `<output_dir>/metrics.json` and print it as a table, on the main process only."""
+def finish_stage(
+    stage: str, output_dir: str | Path, metrics: dict[str, float], recipe: dict[str, Any]
+) -> None:
+    """Write `metrics.json` and `settings.json` into `output_dir` and print a table, on the main process only.
+
+    `recipe` is what the recipe and the command line set.
+    """
     if not PartialState().is_main_process:
         return
     # A pickle that Trainer leaves beside a model; the settings stand in the recipe.
     (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)
+    settings = json.dumps(recipe, indent=2, ensure_ascii=False, default=str)
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    Path(output_dir, "settings.json").write_text(settings + "\n", encoding="utf-8")
     write_metrics(output_dir, metrics)
     table = Table("metric")
     table.add_column("value", justify="right")

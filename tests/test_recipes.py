@@ -100,6 +100,11 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path) -> None:
     _, _, args = parse_stage("ppo", PPO_TYPES, [*argv, "--kl_coef", "0.7"])
     assert (args.learning_rate, args.kl_coef) == (1e-3, 0.7)
     assert args.output_dir == str(tmp_path / "ppo")
+    run, _, args = parse_stage("ppo", PPO_TYPES, [*argv, "--kl_coef", "0.7", "--max_rows=5"])
+    # What both set, and not the hundred defaults: for the report.
+    assert run.recipe == {
+        "run_dir": str(tmp_path), "learning_rate": 1e-3, "kl_coef": 0.7, "use_cpu": True, "max_rows": 5,
+    }  # fmt: skip
     _, _, args = parse_stage("ppo", PPO_TYPES, [f"--config={argv[1]}", "--output_dir", str(tmp_path / "x")])
     assert (args.kl_coef, args.output_dir) == (0.3, str(tmp_path / "x"))
 

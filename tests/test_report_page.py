@@ -81,7 +81,7 @@ def make_report(**changes):
         "judge_name": "the judge",
         "prompts_name": "some prompts",
         "histories": {"ppo": history, "sft": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]},
-        "settings": {"temperature": 1.0},
+        "settings": {"evaluate": {"temperature": 1.0}},
         "versions": {"torch": "2"},
     }
     return Report(**{**defaults, **changes})
@@ -105,7 +105,7 @@ def hostile_report(tmp_path):
         histories={"ppo": [{"step": step, HOSTILE: step, "$\\frac{": step} for step in range(4)]},
         stage_metrics={HOSTILE: {HOSTILE: 1.0}},
         reward_figures=[figure],
-        settings={HOSTILE: HOSTILE},
+        settings={HOSTILE: {HOSTILE: HOSTILE}},
         versions={HOSTILE: HOSTILE},
     )
 

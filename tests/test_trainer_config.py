@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import GenerationConfig
 
 from pipeline.trainer import PPOConfig
+from pipeline.trainer.checks import InputError
 from pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -179,3 +180,9 @@ def test_fewer_prompts_than_one_iteration_takes_are_refused_with_the_numbers(tmp
         match=r"has 7 prompts, but one iteration takes 8 \(per_device_train_batch_size=8 x 1 processes\)",
     ):
         trainer.train()
+
+
+def test_several_gpus_without_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PPOConfig, "n_gpu", 2)
+    with pytest.raises(InputError, match=r"sees 2 GPUs.*accelerate launch"):
+        toy.ppo_trainer(tmp_path)

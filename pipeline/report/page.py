@@ -58,7 +58,7 @@ class Report:
         histories: `log_history` of the trainings, by stage (`sft`, `reward`, `ppo`).
         stage_metrics: metrics.json of the earlier stages, by stage.
         reward_figures: PNG files of the reward-model report.
-        settings: settings of the evaluation.
+        settings: what the recipe and the command line of each stage set, by stage.
         versions: library versions.
         num_examples: pairs to draw at random.
         seed: seed of that draw.
@@ -72,7 +72,7 @@ class Report:
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stage_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     reward_figures: Sequence[Path] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     num_examples: int = 8
     seed: int = 0
@@ -232,9 +232,13 @@ def _picture(path: Path) -> str:
 
 
 def _settings(report: Report) -> str:
+    recipes = "".join(
+        f"<details><summary>Recipe of {escape(stage)}</summary>{_plain_table(settings)}</details>"
+        for stage, settings in report.settings.items()
+        if settings
+    )
     return (
-        f"<h2>Settings and versions</h2><details><summary>Settings of this evaluation</summary>"
-        f"{_plain_table(report.settings)}</details>"
+        f"<h2>Recipe and versions</h2>{recipes}"
         f"<details><summary>Library versions</summary>{_plain_table(report.versions)}</details>"
     )
 

@@ -18,8 +18,26 @@ from .rollout import cut_at_end, encode_prompts, left_pad, pack_sequences
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.5
 
 
+class InputError(ValueError):
+    """Data or settings that PPO cannot begin with."""
+
+
 class SelfCheckError(RuntimeError):
     """Sampling and scoring disagree, so that PPO's ratio would be wrong."""
+
+
+def check_devices(num_devices: int) -> None:
+    """Check that one process has one device.
+
+    Raises:
+        InputError: it has more, which Transformers would use through DataParallel, without the critic and the
+            bookkeeping of PPO.
+    """
+    if num_devices > 1:
+        raise InputError(
+            f"One process sees {num_devices} GPUs. Start one process a GPU with `accelerate launch --config_file "
+            "accelerate_configs/multi_gpu.yaml`, or show it a single one with CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def check_dataset(
@@ -35,22 +53,22 @@ def check_dataset(
         args: settings.
 
     Raises:
-        ValueError: names the row at fault (counted from 1).
+        InputError: names the row at fault (counted from 1).
     """
     if "prompt" not in dataset.column_names:
-        raise ValueError(f"{name} has no `prompt` column; its columns are {dataset.column_names}.")
+        raise InputError(f"{name} has no `prompt` column; its columns are {dataset.column_names}.")
     if len(dataset) == 0:
-        raise ValueError(f"{name} is empty.")
+        raise InputError(f"{name} is empty.")
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     for number, prompt in enumerate(dataset["prompt"], start=1):
         text = prompt if isinstance(prompt, str) else prompt[-1].get("content") if prompt else ""
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name}, row {number}: the prompt is empty.")
+            raise InputError(f"{name}, row {number}: the prompt is empty.")
         length = len(encode_prompts([prompt], tokenizer, args.template_arguments)[0])
         if length == 0:
-            raise ValueError(f"{name}, row {number}: the tokenizer makes no token of the prompt {prompt!r}.")
+            raise InputError(f"{name}, row {number}: the tokenizer makes no token of the prompt {prompt!r}.")
         if context is not None and length + args.max_completion_length > context:
-            raise ValueError(
+            raise InputError(
                 f"{name}, row {number}: the prompt's {length} tokens and max_completion_length="
                 f"{args.max_completion_length} exceed the model's context of {context}. Shorten the prompt, drop the "
                 "row, or lower max_completion_length."
@@ -61,10 +79,10 @@ def check_batch(dataset_size: int, per_device_batch: int, processes: int) -> Non
     """Check that the prompts fill at least one iteration.
 
     Raises:
-        ValueError: they do not, and Trainer would end without a step.
+        InputError: they do not, and Trainer would end without a step.
     """
     if dataset_size < per_device_batch * processes:
-        raise ValueError(
+        raise InputError(
             f"The training set has {dataset_size} prompts, but one iteration takes {per_device_batch * processes} "
             f"(per_device_train_batch_size={per_device_batch} x {processes} processes). Lower the batch size or add "
             "prompts."

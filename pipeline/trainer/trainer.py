@@ -33,7 +33,7 @@ from reward_model.scoring import RewardScorer
 from .actor_critic import ActorCritic, completion_logprobs
 from .base import ActorCriticTrainer
 from .callbacks import InterruptCallback, PPOProgressCallback
-from .checks import check_dataset, check_ratio, check_sampling
+from .checks import check_dataset, check_devices, check_ratio, check_sampling
 from .config import PPOConfig
 from .models import disable_dropout, make_critic, make_scorers, place_reference, split_reference
 from .rewards import (
@@ -101,6 +101,7 @@ class PPOTrainer(ActorCriticTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = args or PPOConfig()
+        check_devices(args.n_gpu)
         set_seed(args.seed)
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
