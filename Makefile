@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate test test-slow lint format clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate gridworld cartpole pong test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,12 @@ ppo: $(STAMP) ## 4. PPO against the reward model
 evaluate: $(STAMP) ## 5. PPO against SFT on held-out prompts, and the report
 sft collect reward ppo evaluate:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) pipeline/$@.py $(STAGE_ARGS)
+
+gridworld: $(STAMP) ## Q-learning in a 3x3 grid (a second)
+cartpole: $(STAMP) ## CartPole by Double DQN, or by PPO with ARGS="--algorithm ppo" (a minute)
+pong: $(STAMP) ## Pong from pixels by PPO (most of an hour)
+gridworld cartpole pong:
+	$(BIN)/python -m classic_rl.$@ $(ARGS)
 
 test: $(STAMP) ## the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -q

@@ -1,0 +1,244 @@
+"""Pong from pixels, by the PPO core that also tunes language models.
+
+    python -m classic_rl.pong                              train, evaluate, draw and film into runs/pong
+    python -m classic_rl.pong --preset tutorial            with the settings of the tutorials
+    python -m classic_rl.pong --resume                     go on where a run in runs/pong was stopped
+    python -m classic_rl.pong --evaluate runs/pong         evaluate, draw and film a trained policy again
+
+The policy sees four grey frames of 84x84 and chooses one of six moves of the joystick; a reward is a point won (+1) or
+lost (−1), and 21 points end a game. docs/pong.md tells what to expect, and how long it takes.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+from transformers import HfArgumentParser
+
+from classic_rl.checkpoints import list_checkpoints
+from classic_rl.networks import NatureActorCritic
+from classic_rl.output import UsageError, choose_device, exit_with, write_json, write_metrics
+from classic_rl.pong_report import (
+    PongPolicy,
+    greedy_returns,
+    load_policy,
+    write_pictures,
+    write_training_video,
+)
+from classic_rl.pong_training import PongPPOArguments, train
+
+__all__ = ["PongPolicy", "load_policy"]
+
+_EVALUATION_SEED = 2_000_000
+PRESETS: dict[str, dict[str, Any]] = {
+    # The defaults of PongPPOArguments: the least time to a solved game on two cores.
+    "fast": {},
+    # Schulman et al. 2017, table 5, and the many tutorials after it.
+    "tutorial": {
+        "total_steps": 10_000_000,
+        "num_envs": 8,
+        "num_steps": 128,
+        "num_ppo_epochs": 4,
+        "num_minibatches": 4,
+        "clip_range": 0.1,
+        "ent_coef": 0.01,
+        "gae_lambda": 0.9,
+        "gamma": 0.99,
+        "learning_rate": 2.5e-4,
+        "vf_coef": 0.5,
+        "max_grad_norm": 0.5,
+    },
+}
+
+
+@dataclass
+class PongArguments:
+    """What to run, and where to write."""
+
+    preset: str = field(
+        default="fast",
+        metadata={"help": "Settings to start from; any flag overrides.", "choices": list(PRESETS)},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
+    output_dir: str = field(default="runs/pong", metadata={"help": "Folder to write into."})
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the newest checkpoint in output_dir, with the settings it was started with."
+        },
+    )
+    evaluate: str = field(
+        default="", metadata={"help": "Do not train: evaluate the policy of this folder, draw and film it."}
+    )
+    eval_episodes: int = field(default=30, metadata={"help": "Episodes of an evaluation."})
+    save_every: int = field(default=200_000, metadata={"help": "Environment steps between checkpoints."})
+    video_every: int = field(
+        default=0, metadata={"help": "Environment steps between videos while training; 0 for none."}
+    )
+    bf16: bool = field(
+        default_factory=lambda: _has_bf16(),
+        metadata={
+            "help": "Compute in bfloat16 where it is safe; on by default where the machine is made for it."
+        },
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+    report_to: str = field(
+        default="tensorboard",
+        metadata={
+            "help": "Where figures are logged.",
+            "choices": ["tensorboard", "wandb", "trackio", "none"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.eval_episodes < 1:
+            raise UsageError(f"eval_episodes must be at least 1, but is {self.eval_episodes}.")
+        if self.save_every < 1 or self.video_every < 0:
+            raise UsageError("save_every must be at least 1, and video_every at least 0.")
+
+
+def _has_bf16() -> bool:
+    """Whether the machine computes in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def parse(argv: list[str]) -> tuple[PongArguments, PongPPOArguments]:
+    """Read the flags, on top of the preset's settings, or of those that a run to resume was started with.
+
+    Raises:
+        UsageError: a setting is out of its range, or there is no run to resume.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="fast")
+    first.add_argument("--output_dir", default="runs/pong")
+    first.add_argument("--resume", nargs="?", const="True", default="False")
+    known, _ = first.parse_known_args(argv)
+    parser = HfArgumentParser((PongArguments, PongPPOArguments), prog="python -m classic_rl.pong")
+    started_with: dict[str, Any] | None = None
+    if known.resume.lower() in ("true", "1", "yes"):
+        started_with = _read_settings(Path(known.output_dir))
+        parser.set_defaults(**started_with)
+    else:
+        parser.set_defaults(**PRESETS.get(known.preset, {}))
+    arguments, settings = parser.parse_args_into_dataclasses(argv)
+    if started_with is not None:
+        _refuse_changes(started_with, arguments, settings)
+    return arguments, settings
+
+
+# What may differ from one sitting to the next: it does not touch what is learnt.
+_FREE = {"output_dir", "resume", "evaluate", "eval_episodes", "save_every", "video_every", "report_to"}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "settings.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} has no run to resume ({path.name} is missing): start without --resume.")
+    known = {item.name for kind in (PongArguments, PongPPOArguments) for item in fields(kind)} - _FREE
+    return {name: value for name, value in json.loads(path.read_text()).items() if name in known}
+
+
+def _refuse_changes(started_with: dict[str, Any], *parsed: PongArguments | PongPPOArguments) -> None:
+    now = {name: value for part in parsed for name, value in asdict(part).items()}
+    changed = [
+        f"{name} {value} (now {now[name]})" for name, value in started_with.items() if now[name] != value
+    ]
+    if changed:
+        raise UsageError(
+            f"the run was started with {', '.join(changed)}: resume with the same, or start another run."
+        )
+
+
+def evaluate(policy: PongPolicy, folder: Path, num_episodes: int) -> dict[str, float]:
+    """Play, draw and film into `folder`; returns the figures."""
+    returns = greedy_returns(policy, num_episodes, _EVALUATION_SEED)
+    write_pictures(policy, folder, _EVALUATION_SEED)
+    return {
+        "eval/mean_return": float(returns.mean()),
+        "eval/std_return": float(returns.std()),
+        "eval/min_return": float(returns.min()),
+        "eval/episodes": float(len(returns)),
+    }
+
+
+def _report(folder: Path, metrics: dict[str, float]) -> None:
+    path = folder / "metrics.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    write_metrics(folder, {**earlier, **metrics})
+    table = Table("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}")
+    console = Console()
+    console.print(f"pong → {folder}", soft_wrap=True)
+    console.print(table)
+
+
+def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.device) -> None:
+    folder = Path(arguments.output_dir)
+    if list_checkpoints(folder) and not arguments.resume:
+        raise UsageError(
+            f"{folder} holds a run already: go on with it by --resume, or name another --output_dir."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "settings.json", {**asdict(arguments), **asdict(settings)})
+    logs: dict[str, Any] = {}
+    if arguments.report_to != "none":
+        logs = {"log_with": arguments.report_to, "project_dir": str(folder)}
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="bf16" if arguments.bf16 else "no", **logs
+    )
+    accelerator.init_trackers("logs")
+
+    def film(steps: int, network: NatureActorCritic) -> None:
+        every, per_iteration = arguments.video_every, settings.num_envs * settings.num_steps
+        if every and steps // every > (steps - per_iteration) // every:
+            (folder / "videos").mkdir(exist_ok=True)
+            write_training_video(network, folder / "videos" / f"{steps:012d}.mp4", _EVALUATION_SEED, device)
+
+    network, status = train(
+        settings,
+        arguments.seed,
+        folder,
+        accelerator,
+        arguments.save_every,
+        resume=arguments.resume,
+        on_iteration=film,
+    )
+    accelerator.end_training()
+    if status.interrupted:
+        print(f"Stopped after {status.steps:,} steps, and saved. Go on with: --resume --output_dir {folder}")
+        return
+    metrics = evaluate(PongPolicy(network, device), folder, arguments.eval_episodes)
+    metrics["train/env_steps"] = float(status.steps)
+    metrics["train/seconds"] = status.seconds
+    metrics["train/steps_per_second"] = status.steps / status.seconds if status.seconds else float(np.nan)
+    _report(folder, metrics)
+
+
+def main(arguments: PongArguments, settings: PongPPOArguments) -> None:
+    """Train or evaluate."""
+    device = choose_device(arguments.use_cpu)
+    if arguments.evaluate:
+        folder = Path(arguments.evaluate)
+        _report(folder, evaluate(load_policy(folder, device), folder, arguments.eval_episodes))
+    else:
+        _train(arguments, settings, device)
+
+
+if __name__ == "__main__":
+    try:
+        main(*parse(sys.argv[1:]))
+    except (UsageError, ValueError) as error:
+        exit_with(error)

@@ -1,0 +1,76 @@
+"""Pong as a vector environment, as most people's agents play it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+
+from classic_rl.evaluation import Act
+
+ACTION_NAMES = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+# An agent's step is 4 of the console's 60 frames a second.
+FRAME_SKIP, STEPS_PER_SECOND = 4, 15
+_HEIGHT, _WIDTH = 210, 160
+
+
+def make_env(num_envs: int, num_threads: int = 0) -> AtariVectorEnv:
+    """Pong many times over: 84x84 grey frames, the newest 4 stacked, maximum of the last two frames of every 4.
+
+    Episodes begin with up to 30 no-ops, actions are never repeated by chance ("sticky"), rewards are the points (±1),
+    and an environment resets in the step after an episode's end (Gymnasium's `AutoresetMode.NEXT_STEP`). It is what
+    `AtariPreprocessing` and `FrameStackObservation` make of PongNoFrameskip-v4; tests/test_classic_pong.py compares.
+    """
+    return AtariVectorEnv(
+        "pong",
+        num_envs,
+        num_threads=num_threads,
+        repeat_action_probability=0.0,
+        img_height=84,
+        img_width=84,
+        grayscale=True,
+        stack_num=4,
+        frameskip=FRAME_SKIP,
+        maxpool=True,
+        noop_max=30,
+        use_fire_reset=False,
+        reward_clipping=True,
+        autoreset_mode="NextStep",
+    )
+
+
+def play_in_colour(act: Act, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Play one episode, step by step.
+
+    A second environment with the same seed, in colour and full size, is given the same actions: the console is
+    deterministic, so it shows what the first one plays.
+
+    Yields:
+        The observation uint8 `[4, 84, 84]` acted on, the picture `[210, 160, 3]` of it, and the reward that followed.
+    """
+    env = make_env(1)
+    colour = AtariVectorEnv(
+        "pong",
+        1,
+        repeat_action_probability=0.0,
+        img_height=_HEIGHT,
+        img_width=_WIDTH,
+        grayscale=False,
+        stack_num=1,
+        frameskip=FRAME_SKIP,
+        maxpool=True,
+        noop_max=30,
+        use_fire_reset=False,
+        autoreset_mode="NextStep",
+    )
+    observations, _ = env.reset(seed=seed)
+    pictures, _ = colour.reset(seed=seed)
+    over = False
+    while not over:
+        observation, picture = observations[0].copy(), pictures[0, 0].copy()
+        actions = act(observations)
+        observations, rewards, terminated, truncated, _ = env.step(actions)
+        pictures, *_ = colour.step(actions)
+        over = bool(terminated[0] or truncated[0])
+        yield observation, picture, float(rewards[0])
+    env.close()
+    colour.close()

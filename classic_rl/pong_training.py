@@ -1,0 +1,210 @@
+"""The training loop of Pong: rollouts, `ppo_core.update`, checkpoints, logs."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import ppo_core
+from classic_rl.checkpoints import load_checkpoint, save_checkpoint
+from classic_rl.networks import NatureActorCritic
+from classic_rl.output import UsageError, save_weights
+from classic_rl.pong_environment import ACTION_NAMES, make_env
+from classic_rl.rollout import Collector
+from ppo_core import PPOHyperparameters
+
+# The environments begin anew after so many iterations, so that a resume has no more moves than these to play again.
+_ITERATIONS_OF_MOVES = 200
+
+
+@dataclass
+class PongPPOArguments(PPOHyperparameters):
+    """Settings of PPO on Pong; the defaults are those of the preset `fast`."""
+
+    total_steps: int = field(
+        default=1_500_000, metadata={"help": "Steps of the environments together (4 frames each)."}
+    )
+    num_envs: int = field(default=16, metadata={"help": "Environments that are stepped together."})
+    num_steps: int = field(default=128, metadata={"help": "Steps of each environment in a rollout."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Of Adam; it falls to 0 linearly."})
+    clip_range: float = field(default=0.1, metadata={"help": "Range of the policy ratio."})
+    value_clip_range: float | None = field(
+        default=None, metadata={"help": "Range of the values around those of the rollout; none by default."}
+    )
+    vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
+    ent_coef: float = field(default=0.01, metadata={"help": "Weight of the entropy bonus."})
+    gamma: float = field(default=0.99, metadata={"help": "Discount."})
+    gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    num_ppo_epochs: int = field(default=3, metadata={"help": "Passes over each rollout."})
+    num_minibatches: int = field(default=8, metadata={"help": "Parts of a rollout; one optimiser step each."})
+    max_grad_norm: float = field(default=0.5, metadata={"help": "Bound on the norm of the gradient."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("total_steps", "num_envs", "num_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        rows = self.num_envs * self.num_steps
+        if rows % self.num_minibatches:
+            raise UsageError(
+                f"num_envs {self.num_envs} x num_steps {self.num_steps} = {rows} steps a rollout do not divide into "
+                f"num_minibatches {self.num_minibatches}."
+            )
+
+
+@dataclass
+class Status:
+    """What a training is asked and told while it runs."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def train(
+    settings: PongPPOArguments,
+    seed: int,
+    folder: Path,
+    accelerator: Accelerator,
+    save_every: int,
+    resume: bool = False,
+    on_iteration: Callable[[int, NatureActorCritic], None] | None = None,
+) -> tuple[NatureActorCritic, Status]:
+    """Train a policy, or go on training it.
+
+    Ctrl-C lets the iteration end, saves a checkpoint and returns.
+
+    Args:
+        settings: of PPO.
+        seed: of everything random.
+        folder: of the run.
+        accelerator: where to compute, and what logs.
+        save_every: environment steps between checkpoints.
+        resume: start from the newest checkpoint of `folder`.
+        on_iteration: called with the steps so far and the policy after each iteration.
+
+    Returns:
+        The policy, and where training stands.
+
+    Raises:
+        UsageError: there is nothing to resume from.
+    """
+    torch.manual_seed(seed)
+    policy = NatureActorCritic(len(ACTION_NAMES)).to(accelerator.device)
+    # A step of Adam on the CPU is several times faster fused.
+    optimizer = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate, eps=1e-5, fused=True)
+    collector = Collector(make_env(settings.num_envs), _environment_seed(seed, 0), accelerator.device)
+    status = Status()
+    if resume:
+        status.steps, progress = load_checkpoint(folder, policy, optimizer, collector)
+        status.seconds = progress["seconds"]
+    per_iteration = settings.num_envs * settings.num_steps
+    num_iterations = -(-settings.total_steps // per_iteration)
+    saved = status.steps
+
+    def save() -> None:
+        nonlocal saved
+        save_checkpoint(folder, status.steps, policy, optimizer, collector, {"seconds": status.seconds})
+        saved = status.steps
+
+    with _Bar(settings.total_steps) as bar, _Interruption(status):
+        for iteration in range(status.steps // per_iteration, num_iterations):
+            started = time.perf_counter()
+            if iteration and iteration % _ITERATIONS_OF_MOVES == 0:
+                collector.restart(_environment_seed(seed, iteration))
+            learning_rate = settings.learning_rate * (1 - iteration / num_iterations)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            with accelerator.autocast():
+                batch = collector.collect(policy, settings.num_steps, settings.gamma, settings.gae_lambda)
+            stats = ppo_core.update(
+                policy,
+                optimizer,
+                batch.flatten_time(),
+                settings,
+                accelerator,
+                micro_batch_size=per_iteration // settings.num_minibatches,
+            )
+            status.steps = (iteration + 1) * per_iteration
+            elapsed = time.perf_counter() - started
+            status.seconds += elapsed
+            figures = _figures(collector, per_iteration / elapsed)
+            accelerator.log({**stats.metrics(), **figures, "learning_rate": learning_rate}, status.steps)
+            bar.show(status.steps, figures)
+            if on_iteration is not None:
+                on_iteration(status.steps, policy)
+            if status.interrupted:
+                break
+            if status.steps - saved >= save_every:
+                save()
+    if status.steps > saved:
+        save()
+    save_weights(folder / "policy.safetensors", policy.state_dict())
+    return policy, status
+
+
+def _environment_seed(seed: int, iteration: int) -> int:
+    """Seed of the environments that begin at an iteration; each of them adds its own number."""
+    return 1_000_003 * seed + 101 * iteration
+
+
+def _figures(collector: Collector, steps_per_second: float) -> dict[str, float]:
+    figures = {"train/steps_per_second": steps_per_second, "train/episodes": float(collector.num_episodes)}
+    returns = list(collector.recent_returns)
+    if returns:
+        figures["return/mean_100"] = sum(returns) / len(returns)
+        figures["return/mean_20"] = sum(returns[-20:]) / len(returns[-20:])
+    return figures
+
+
+class _Bar:
+    """A bar with rate, mean return and time left."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.completed:>9,.0f}/{task.total:,.0f} steps"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._total = total_steps
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        self._task = self._progress.add_task("", total=self._total)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+
+    def show(self, steps: int, figures: dict[str, float]) -> None:
+        mean = figures.get("return/mean_20")
+        text = f"{figures['train/steps_per_second']:,.0f} steps/s  return "
+        text += "–" if mean is None else f"{mean:+.1f} (last 20)"
+        self._progress.update(self._task, completed=min(steps, self._total), description=text)
+
+
+class _Interruption:
+    """Turns the first ctrl-C (or SIGTERM) into a flag; the second one ends the program as usual."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def __enter__(self) -> None:
+        self._before = {name: signal.signal(name, self._handle) for name in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: Any) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._status.interrupted = True
+        for name, handler in self._before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,112 @@
+"""The tests of the core notice when it is broken: each mutation of its source makes one of them fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What is broken, where, from what, to what, and the test file that must notice.
+MUTATIONS = {
+    "the ratio is not clipped": (
+        "objective.py",
+        "ratio.clamp(1 - clip_range, upper) * advantages",
+        "ratio * advantages",
+        "test_ppo_core_objective.py",
+    ),
+    "the greater objective is taken": (
+        "objective.py",
+        "torch.minimum(ratio * advantages",
+        "torch.maximum(ratio * advantages",
+        "test_ppo_core_objective.py",
+    ),
+    "GAE forgets lambda": (
+        "advantages.py",
+        "(next_value + gae_lambda * next_advantage)",
+        "(next_value + next_advantage)",
+        "test_ppo_core_advantages.py",
+    ),
+    "GAE does not recur": (
+        "advantages.py",
+        "next_advantage = torch.where(mask[:, t], advantage, next_advantage)",
+        "next_advantage = torch.zeros_like(next_advantage)",
+        "test_ppo_core_advantages.py",
+    ),
+    "GAE steps on what is masked": (
+        "advantages.py",
+        "next_value = torch.where(mask[:, t], values[:, t], next_value)",
+        "next_value = values[:, t]",
+        "test_ppo_core_advantages.py",
+    ),
+    "the mask is left out of sums": (
+        "advantages.py",
+        "return torch.where(mask.bool(), x, 0.0).sum()",
+        "return x.sum()",
+        "test_ppo_core_advantages.py",
+    ),
+    "the value is not clipped": (
+        "objective.py",
+        "torch.clamp(values, old_values - value_clip_range, old_values + value_clip_range)",
+        "values",
+        "test_ppo_core_objective.py",
+    ),
+    "the smaller value loss is taken": (
+        "objective.py",
+        "torch.maximum((values - returns).square()",
+        "torch.minimum((values - returns).square()",
+        "test_ppo_core_objective.py",
+    ),
+}
+
+
+def run_tests(core: Path, file: str) -> subprocess.CompletedProcess[str]:
+    """Run a test file against the `ppo_core` beside which `core` is."""
+    probe = "import ppo_core, sys; sys.stdout.write(ppo_core.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(core.parent), "OMP_NUM_THREADS": "1"}
+    where = subprocess.run(
+        [sys.executable, "-c", probe],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=core.parent,
+    ).stdout
+    assert Path(where).parent == core, "the mutated core must be the one that is tested"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests" / file),
+    ]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=core.parent
+    )
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_core_is_noticed(name: str, tmp_path: Path) -> None:
+    module, old, new, file = MUTATIONS[name]
+    core = tmp_path / "ppo_core"
+    shutil.copytree(ROOT / "ppo_core", core, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (core / module).read_text(encoding="utf-8")
+    assert source.count(old) == 1, "the line that this test breaks has changed: write the mutation anew"
+    (core / module).write_text(source.replace(old, new), encoding="utf-8")
+    result = run_tests(core, file)
+    assert result.returncode == 1, result.stdout[-2000:] + result.stderr[-2000:]
+    assert " failed" in result.stdout
+
+
+@pytest.mark.parametrize("file", sorted({mutation[3] for mutation in MUTATIONS.values()}))
+def test_the_core_as_it_is_passes_in_the_same_way(file: str, tmp_path: Path) -> None:
+    core = tmp_path / "ppo_core"
+    shutil.copytree(ROOT / "ppo_core", core, ignore=shutil.ignore_patterns("__pycache__"))
+    result = run_tests(core, file)
+    assert result.returncode == 0, result.stdout[-2000:]
