@@ -1,0 +1,102 @@
+"""Every command in the README exists and is understood: targets, scripts, recipes and flags.
+
+What the commands do is run at the recipe `smoke` by tests/test_stage_*.py and by `.ci/run`.
+"""
+
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_recipes import read_by_stage
+from transformers import HfArgumentParser
+
+from pipeline.arguments import RECIPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_commands() -> list[str]:
+    """Commands in the README's shell blocks, and those between backticks in its text."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    inline = re.findall(r"`((?:make|accelerate|python|pip|tensorboard) [^`]+)`", text)
+    return sorted({line for line in [*lines, *inline] if line})
+
+
+def what_make_runs(command: str) -> list[str]:
+    """The commands behind a `make` command."""
+    printed = subprocess.run(
+        [*shlex.split(command), "--dry-run", "--no-print-directory"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return [
+        line
+        for line in printed.splitlines()
+        if re.search(r"pipeline/\w+\.py|classic_rl|pytest|ruff|mypy", line)
+    ]
+
+
+def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a command names a script, module, recipe or flag that is not there."""
+    words = shlex.split(command)
+    script = next((word for word in words if re.fullmatch(r"pipeline/\w+\.py", word)), None)
+    if script:
+        stage, flags = Path(script).stem, words[words.index(script) + 1 :]
+        config = RECIPES / "helpdesk" / f"{stage}.yaml"
+        if "--config" in flags:
+            at = flags.index("--config")
+            config, flags = ROOT / flags[at + 1], flags[:at] + flags[at + 2 :]
+        if "--config_file" in words:
+            assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+        read_by_stage(config, monkeypatch, *flags)
+    elif "-m" in words and words[words.index("-m") + 1].startswith("classic_rl."):
+        module = importlib.import_module(words[words.index("-m") + 1])
+        flags = words[words.index("-m") + 2 :]
+        if hasattr(module, "parse"):
+            module.parse(flags)
+        else:
+            HfArgumentParser(module.GridWorldArguments).parse_args_into_dataclasses(flags)
+    elif words[:2] == ["pip", "install"]:
+        assert (ROOT / words[words.index("-c") + 1]).is_file()
+    else:
+        known = ("tensorboard", ".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/python")
+        assert words[0] in known, f"nobody knows how to check {command!r}"
+
+
+def test_the_readme_names_its_commands() -> None:
+    commands = readme_commands()
+    assert "make rlhf" in commands
+    assert "make test" in commands
+    assert len(commands) > 10
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not command.startswith("make"):
+        check(command, monkeypatch)
+        return
+    behind = what_make_runs(command)
+    if command not in ("make help", "make clean"):
+        assert behind, command
+    for line in behind:
+        check(line, monkeypatch)
+
+
+def test_the_python_of_the_readme_compiles_and_names_what_there_is() -> None:
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        compile(block, "README.md", "exec")
+        for module, names in re.findall(r"from ([\w.]+) import (.+)", block):
+            assert set(names.split(", ")) <= set(dir(importlib.import_module(module)))
+
+
+def test_every_file_the_readme_links_to_is_there() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
