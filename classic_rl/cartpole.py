@@ -230,8 +230,7 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
     }
     draw_policy_map(folder / "policy_map.png", greedy(network))
     with gym.make(ENVIRONMENT_ID, render_mode="rgb_array") as env:
-        frames, _ = film_episode(env, greedy(network), _FINAL_SEED)
-    write_video(folder / "episode.mp4", frames, fps=50)
+        write_video(folder / "episode.mp4", film_episode(env, greedy(network), _FINAL_SEED), fps=50)
     write_metrics(folder, metrics)
     accelerator.end_training()
 

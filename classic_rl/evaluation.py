@@ -1,6 +1,6 @@
 """Watch a policy: returns of whole episodes, and a video of one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -32,21 +32,20 @@ def episode_returns(env: VectorEnv, act: Act, seed: int) -> np.ndarray:
     return returns
 
 
-def film_episode(env: gym.Env, act: Act, seed: int) -> tuple[list[np.ndarray], float]:
+def film_episode(env: gym.Env, act: Act, seed: int) -> Iterator[np.ndarray]:
     """Play one episode in an environment made with `render_mode="rgb_array"`.
 
-    Returns:
-        Frames uint8 `[height, width, 3]`, and the undiscounted return.
+    Yields:
+        Frames uint8 `[height, width, 3]`.
     """
     observation, _ = env.reset(seed=seed)
-    frames: list[np.ndarray] = [np.asarray(env.render())]
-    total, over = 0.0, False
+    yield np.asarray(env.render())
+    over = False
     while not over:
         action = act(np.asarray(observation)[None])[0]
-        observation, reward, terminated, truncated, _ = env.step(action)
-        frames.append(np.asarray(env.render()))
-        total, over = total + float(reward), terminated or truncated
-    return frames, total
+        observation, _, terminated, truncated, _ = env.step(action)
+        yield np.asarray(env.render())
+        over = terminated or truncated
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:

@@ -83,10 +83,10 @@ class PongArguments:
     video_every: int = field(
         default=0, metadata={"help": "Environment steps between videos while training; 0 for none."}
     )
-    bf16: bool = field(
-        default_factory=lambda: _has_bf16(),
+    bf16: bool | None = field(
+        default=None,
         metadata={
-            "help": "Compute in bfloat16 where it is safe; on by default where the machine is made for it."
+            "help": "Compute in bfloat16 where it is safe; if not given, where the machine is made for it."
         },
     )
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
@@ -103,12 +103,13 @@ class PongArguments:
             raise UsageError(f"eval_episodes must be at least 1, but is {self.eval_episodes}.")
         if self.save_every < 1 or self.video_every < 0:
             raise UsageError("save_every must be at least 1, and video_every at least 0.")
+        if self.bf16 is None:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = torch.cuda.is_bf16_supported() if on_gpu else _has_fast_bf16()
 
 
-def _has_bf16() -> bool:
-    """Whether the machine computes in bfloat16 faster than in float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+def _has_fast_bf16() -> bool:
+    """Whether the CPU has instructions for bfloat16; others only imitate it, slowly."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
