@@ -41,6 +41,8 @@ from ppo_core import PPOHyperparameters
 ENVIRONMENT_ID = "CartPole-v1"
 MAX_RETURN = 500.0
 NUM_FEATURES, NUM_ACTIONS = 4, 2
+# Cart position (its bound), cart velocity, pole angle (its bound), pole angular velocity.
+MAGNITUDES = (2.4, 2.0, 0.2, 2.0)
 NUM_EVAL_EPISODES = 100
 # Seeds of the environments that choose the best policy, and of those that then judge it.
 _SELECTION_SEED, _FINAL_SEED = 1_000_000, 2_000_000
@@ -212,7 +214,7 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
     started = time.perf_counter()
     network: nn.Module
     if isinstance(settings, dqn.DQNArguments):
-        network = q_network(NUM_FEATURES, NUM_ACTIONS)
+        network = q_network(MAGNITUDES, NUM_ACTIONS)
         reports = train_dqn(network, settings, arguments.seed)
     else:
         network = actor_critic = MlpActorCritic(NUM_FEATURES, NUM_ACTIONS)

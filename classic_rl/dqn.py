@@ -30,13 +30,13 @@ class DQNArguments:
         default=200_000, metadata={"help": "Steps of the environments together, at most."}
     )
     num_envs: int = field(default=8, metadata={"help": "Environments that are stepped together."})
-    buffer_size: int = field(default=50_000, metadata={"help": "Transitions that the replay buffer keeps."})
+    buffer_size: int = field(default=100_000, metadata={"help": "Transitions that the replay buffer keeps."})
     learning_starts: int = field(default=1_000, metadata={"help": "Steps before the first update."})
     updates_per_step: int = field(
         default=2, metadata={"help": "Updates after each step of all environments together."}
     )
     batch_size: int = field(default=256, metadata={"help": "Transitions of an update."})
-    learning_rate: float = field(default=4e-3, metadata={"help": "Of Adam; it falls to 0 linearly."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Of Adam; it falls to 0 linearly."})
     gamma: float = field(default=0.98, metadata={"help": "Discount."})
     epsilon_start: float = field(default=1.0, metadata={"help": "Probability of a random action at first."})
     epsilon_end: float = field(default=0.05, metadata={"help": "The same after the decay."})
@@ -44,7 +44,7 @@ class DQNArguments:
     target_tau: float = field(
         default=0.005, metadata={"help": "Share of the online network that enters the target at each update."}
     )
-    max_grad_norm: float = field(default=10.0, metadata={"help": "Bound on the norm of the gradient."})
+    max_grad_norm: float = field(default=100.0, metadata={"help": "Bound on the norm of the gradient."})
     eval_every: int = field(default=2_000, metadata={"help": "Steps between evaluations."})
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ def train(online: nn.Module, env: VectorEnv, settings: DQNArguments, seed: int) 
             for _ in range(settings.updates_per_step):
                 batch = replay.sample(settings.batch_size, generator)
                 chosen = online(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-                loss = nn.functional.smooth_l1_loss(chosen, td_targets(batch, online, target, settings.gamma))
+                loss = nn.functional.mse_loss(chosen, td_targets(batch, online, target, settings.gamma))
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(online.parameters(), settings.max_grad_norm)

@@ -1,7 +1,7 @@
 """The networks of the classic tasks: a Q-network, and actor-critics as `ppo_core.update` wants them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,34 @@ def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv
     return layer
 
 
-def q_network(num_features: int, num_actions: int, hidden: Iterable[int] = (24, 24)) -> nn.Sequential:
+class Scale(nn.Module):
+    """Divides each feature by its usual magnitude, so that small ones (an angle) count as much as large ones."""
+
+    magnitudes: Tensor
+
+    def __init__(self, magnitudes: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("magnitudes", torch.tensor(magnitudes), persistent=False)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Scaled observations `[N, features]`."""
+        return observations / self.magnitudes
+
+
+def q_network(
+    magnitudes: Sequence[float], num_actions: int, hidden: Iterable[int] = (24, 24)
+) -> nn.Sequential:
     """Fully connected layers with ReLU between: observations `[N, features]` → Q `[N, actions]`.
 
     With the defaults for CartPole (4 features, 2 actions) it has 770 parameters.
+
+    Args:
+        magnitudes: usual magnitude of each feature.
+        num_actions: outputs.
+        hidden: widths of the layers between.
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [Scale(magnitudes)]
+    num_features = len(magnitudes)
     for width in hidden:
         layers += [nn.Linear(num_features, width), nn.ReLU()]
         num_features = width

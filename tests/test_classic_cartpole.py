@@ -45,7 +45,7 @@ def test_it_learns_to_balance_for_ever(algorithm, tmp_path):
         assert (tmp_path / name).stat().st_size > 5_000
 
     # The file holds the policy that was judged.
-    network = q_network(4, 2) if algorithm == "dqn" else MlpActorCritic(4, 2)
+    network = q_network(cartpole.MAGNITUDES, 2) if algorithm == "dqn" else MlpActorCritic(4, 2)
     network.load_state_dict(load_file(tmp_path / "policy.safetensors"))
     returns = episode_returns(make_env(cartpole.NUM_EVAL_EPISODES), greedy(network), cartpole._FINAL_SEED)
     assert returns.mean() == metrics["eval/mean_return"]

@@ -79,7 +79,7 @@ def test_epsilon_falls_linearly_and_stays():
 
 
 def test_the_default_network_has_770_parameters():
-    assert sum(parameter.numel() for parameter in q_network(4, 2).parameters()) == 770
+    assert sum(parameter.numel() for parameter in q_network((2.4, 2.0, 0.2, 2.0), 2).parameters()) == 770
 
 
 class Corridor(VectorEnv):
@@ -116,7 +116,7 @@ class Corridor(VectorEnv):
 
 def test_it_learns_the_values_of_a_corridor_with_truncated_episodes():
     torch.manual_seed(0)
-    network = q_network(2, 2)
+    network = q_network((1.0, 1.0), 2)
     settings = DQNArguments(
         total_steps=12_000, num_envs=4, learning_starts=100, batch_size=64, learning_rate=3e-3, gamma=0.9,
         epsilon_end=0.5, target_tau=0.05, eval_every=4_000,
