@@ -163,11 +163,13 @@ def draw_values(path: Path, values: np.ndarray, rewards: np.ndarray, steps_per_s
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(seconds, values, color="#333333", linewidth=1)
+    low, high = axes.get_ylim()
     for sign, colour, label in ((1, "#2e8b57", "point won"), (-1, "#c8423b", "point lost")):
         places = seconds[np.sign(rewards) == sign]
         axes.vlines(
             places,
-            *axes.get_ylim(),
+            low,
+            high,
             color=colour,
             alpha=0.45,
             linewidth=1.2,
@@ -176,7 +178,7 @@ def draw_values(path: Path, values: np.ndarray, rewards: np.ndarray, steps_per_s
     axes.set_xlim(0, seconds[-1])
     axes.set_xlabel("seconds of the game")
     axes.set_ylabel("value V(s)")
-    axes.set_title("What the critic expects, and what comes", size=10)
-    axes.legend(loc="lower right", ncols=2)
+    axes.set_title("What the critic expects, and what comes", size=10, loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
