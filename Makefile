@@ -44,7 +44,7 @@ sft collect reward ppo evaluate:
 
 gridworld: $(STAMP) ## Q-learning in a 3x3 grid (a second)
 cartpole: $(STAMP) ## CartPole by Double DQN, or by PPO with ARGS="--algorithm ppo" (a minute)
-pong: $(STAMP) ## Pong from pixels by PPO (most of an hour)
+pong: $(STAMP) ## Pong from pixels by PPO
 gridworld cartpole pong:
 	$(BIN)/python -m classic_rl.$@ $(ARGS)
 

@@ -16,16 +16,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from accelerate import Accelerator
 from gymnasium.vector import VectorEnv
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import HfArgumentParser
 
@@ -33,14 +30,23 @@ import ppo_core
 from classic_rl import dqn
 from classic_rl.evaluation import Act, episode_returns, film_episode, write_video
 from classic_rl.networks import MlpActorCritic, q_network
-from classic_rl.output import UsageError, exit_with, save_weights, write_json, write_metrics
+from classic_rl.output import (
+    UsageError,
+    exit_with,
+    print_metrics,
+    require_positive,
+    save_weights,
+    tracking_accelerator,
+    write_json,
+    write_metrics,
+)
 from classic_rl.plots import draw_policy_map
 from classic_rl.rollout import Collector
 from ppo_core import PPOHyperparameters
 
 ENVIRONMENT_ID = "CartPole-v1"
 MAX_RETURN = 500.0
-NUM_FEATURES, NUM_ACTIONS = 4, 2
+NUM_ACTIONS = 2
 # Cart position (its bound), cart velocity, pole angle (its bound), pole angular velocity.
 MAGNITUDES = (2.4, 2.0, 0.2, 2.0)
 NUM_EVAL_EPISODES = 100
@@ -66,8 +72,6 @@ class CartPoleArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ("dqn", "ppo"):
-            raise UsageError(f"algorithm must be dqn or ppo, but is {self.algorithm!r}.")
         self.output_dir = self.output_dir or f"runs/cartpole/{self.algorithm}"
 
 
@@ -95,9 +99,7 @@ class CartPolePPOArguments(PPOHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("total_steps", "num_envs", "num_steps", "eval_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        require_positive(self, "total_steps", "num_envs", "num_steps", "eval_every")
 
 
 def make_env(num_envs: int) -> VectorEnv:
@@ -204,11 +206,7 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
     torch.manual_seed(arguments.seed)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    logs: dict[str, Any] = {}
-    if arguments.report_to != "none":
-        logs = {"log_with": arguments.report_to, "project_dir": str(folder)}
-    accelerator = Accelerator(cpu=True, **logs)
-    accelerator.init_trackers("logs")
+    accelerator = tracking_accelerator(arguments.report_to, folder, use_cpu=True)
     write_json(folder / "settings.json", {**asdict(arguments), **asdict(settings)})
 
     started = time.perf_counter()
@@ -217,7 +215,7 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
         network = q_network(MAGNITUDES, NUM_ACTIONS)
         reports = train_dqn(network, settings, arguments.seed)
     else:
-        network = actor_critic = MlpActorCritic(NUM_FEATURES, NUM_ACTIONS)
+        network = actor_critic = MlpActorCritic(len(MAGNITUDES), NUM_ACTIONS)
         reports = train_ppo(actor_critic, settings, arguments.seed, accelerator)
     best, steps = train_to_the_best(network, reports, settings.total_steps, folder, accelerator)
     seconds = time.perf_counter() - started
@@ -236,13 +234,7 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
     write_metrics(folder, metrics)
     accelerator.end_training()
 
-    table = Table("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:,.4g}" if value < 1000 else f"{value:,.0f}")
-    console = Console()
-    console.print(f"cartpole ({arguments.algorithm}) → {folder}", soft_wrap=True)
-    console.print(table)
+    print_metrics(f"cartpole ({arguments.algorithm}) → {folder}", metrics)
     return metrics
 
 

@@ -18,7 +18,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from classic_rl.output import UsageError
+from classic_rl.output import UsageError, require_positive
 from classic_rl.replay import ReplayBuffer, Transitions
 
 
@@ -48,16 +48,9 @@ class DQNArguments:
     eval_every: int = field(default=2_000, metadata={"help": "Steps between evaluations."})
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_steps",
-            "num_envs",
-            "buffer_size",
-            "updates_per_step",
-            "batch_size",
-            "eval_every",
-        ):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        require_positive(
+            self, "total_steps", "num_envs", "buffer_size", "updates_per_step", "batch_size", "eval_every"
+        )
         if not 0 <= self.epsilon_end <= self.epsilon_start <= 1:
             raise UsageError(
                 f"epsilon_start {self.epsilon_start} and epsilon_end {self.epsilon_end} must be between 0 and 1, "

@@ -59,9 +59,7 @@ class ActorCritic(nn.Module):
     one step a row (`Batch.flatten_time`) with the inputs `observations` and `actions`.
     """
 
-    def act(
-        self, observations: Tensor, deterministic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observations: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Choose actions: sampled, or the likeliest.
 
         Returns:
@@ -72,7 +70,7 @@ class ActorCritic(nn.Module):
         if deterministic:
             actions = logprobs.argmax(dim=-1)
         else:
-            actions = torch.multinomial(logprobs.exp(), 1, generator=generator).squeeze(1)
+            actions = torch.multinomial(logprobs.exp(), 1).squeeze(1)
         return actions, logprobs.gather(1, actions.unsqueeze(1)).squeeze(1), values.float()
 
     def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,6 +50,40 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:
         raise UsageError(f"{path} cannot be read as safetensors ({error}): the file is torn.") from error
+
+
+def require_positive(settings: Any, *names: str) -> None:
+    """Refuse settings below 1.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise UsageError(f"{name} must be at least 1, but is {getattr(settings, name)}.")
+
+
+def tracking_accelerator(report_to: str, folder: Path, use_cpu: bool, bf16: bool = False) -> Accelerator:
+    """An `Accelerator` that logs into `folder` by the tracker `report_to`, or nowhere for "none"."""
+    accelerator = Accelerator(
+        cpu=use_cpu,
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=None if report_to == "none" else report_to,
+        project_dir=str(folder),
+    )
+    accelerator.init_trackers("logs")
+    return accelerator
+
+
+def print_metrics(title: str, metrics: Mapping[str, float]) -> None:
+    """Print the figures as a table."""
+    table = Table("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}")
+    console = Console()
+    console.print(title, soft_wrap=True)
+    console.print(table)
 
 
 def choose_device(use_cpu: bool) -> torch.device:

@@ -6,7 +6,7 @@
     python -m classic_rl.pong --evaluate runs/pong         evaluate, draw and film a trained policy again
 
 The policy sees four grey frames of 84x84 and chooses one of six moves of the joystick; a reward is a point won (+1) or
-lost (−1), and 21 points end a game. docs/pong.md tells what to expect, and how long it takes.
+lost (−1), and 21 points end a game. docs/pong.md says what it is made of.
 """
 
 import argparse
@@ -16,16 +16,20 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from rich.console import Console
-from rich.table import Table
 from transformers import HfArgumentParser
 
 from classic_rl.checkpoints import list_checkpoints
 from classic_rl.networks import NatureActorCritic
-from classic_rl.output import UsageError, choose_device, exit_with, write_json, write_metrics
+from classic_rl.output import (
+    UsageError,
+    choose_device,
+    exit_with,
+    print_metrics,
+    tracking_accelerator,
+    write_json,
+    write_metrics,
+)
 from classic_rl.pong_report import (
     PongPolicy,
     greedy_returns,
@@ -39,9 +43,9 @@ __all__ = ["PongPolicy", "load_policy"]
 
 _EVALUATION_SEED = 2_000_000
 PRESETS: dict[str, dict[str, Any]] = {
-    # The defaults of PongPPOArguments: the least time to a solved game on two cores.
+    # The defaults of PongPPOArguments.
     "fast": {},
-    # Schulman et al. 2017, table 5, and the many tutorials after it.
+    # What tutorials have made of Schulman et al. 2017, table 5.
     "tutorial": {
         "total_steps": 10_000_000,
         "num_envs": 8,
@@ -177,13 +181,7 @@ def _report(folder: Path, metrics: dict[str, float]) -> None:
     path = folder / "metrics.json"
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     write_metrics(folder, {**earlier, **metrics})
-    table = Table("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}")
-    console = Console()
-    console.print(f"pong → {folder}", soft_wrap=True)
-    console.print(table)
+    print_metrics(f"pong → {folder}", metrics)
 
 
 def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.device) -> None:
@@ -194,13 +192,9 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "settings.json", {**asdict(arguments), **asdict(settings)})
-    logs: dict[str, Any] = {}
-    if arguments.report_to != "none":
-        logs = {"log_with": arguments.report_to, "project_dir": str(folder)}
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="bf16" if arguments.bf16 else "no", **logs
+    accelerator = tracking_accelerator(
+        arguments.report_to, folder, device.type == "cpu", bool(arguments.bf16)
     )
-    accelerator.init_trackers("logs")
 
     def film(steps: int, network: NatureActorCritic) -> None:
         every, per_iteration = arguments.video_every, settings.num_envs * settings.num_steps
@@ -224,7 +218,7 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
     metrics = evaluate(PongPolicy(network, device), folder, arguments.eval_episodes)
     metrics["train/env_steps"] = float(status.steps)
     metrics["train/seconds"] = status.seconds
-    metrics["train/steps_per_second"] = status.steps / status.seconds if status.seconds else float(np.nan)
+    metrics["train/steps_per_second"] = status.steps / status.seconds
     _report(folder, metrics)
 
 

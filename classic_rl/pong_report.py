@@ -72,12 +72,8 @@ def greedy_returns(policy: PongPolicy, num_episodes: int, seed: int) -> np.ndarr
     return returns
 
 
-def write_pictures(policy: PongPolicy, folder: Path, seed: int) -> float:
-    """Play one episode greedily and write `episode.mp4`, `action_probabilities.png` and `values.png`.
-
-    Returns:
-        The episode's return.
-    """
+def write_pictures(policy: PongPolicy, folder: Path, seed: int) -> None:
+    """Play one episode greedily and write `episode.mp4`, `action_probabilities.png` and `values.png`."""
     values: list[float] = []
     rewards: list[float] = []
     chosen: tuple[float, np.ndarray, np.ndarray] | None = None
@@ -88,30 +84,22 @@ def write_pictures(policy: PongPolicy, folder: Path, seed: int) -> float:
             probabilities, value = policy.look(observation[None])
             values.append(float(value[0]))
             rewards.append(reward)
-            # The most telling moment: the ball is in play, and one action is much better than its opposite.
-            decided = float(probabilities[0].max())
-            if len(values) > STEPS_PER_SECOND and (chosen is None or decided > chosen[0]):
-                chosen = (decided, picture, probabilities[0])
+            # The moment after the first second in which the policy is surest of itself.
+            surest = float(probabilities[0].max())
+            if len(values) > STEPS_PER_SECOND and (chosen is None or surest > chosen[0]):
+                chosen = (surest, picture, probabilities[0])
             yield enlarge(picture)
 
     write_video(folder / "episode.mp4", pictures(), fps=STEPS_PER_SECOND)
     assert chosen is not None
     draw_action_probabilities(folder / "action_probabilities.png", chosen[1], ACTION_NAMES, chosen[2])
     draw_values(folder / "values.png", np.array(values), np.array(rewards), STEPS_PER_SECOND)
-    return sum(rewards)
 
 
-def write_training_video(network: NatureActorCritic, path: Path, seed: int, device: torch.device) -> float:
-    """Film one episode of a policy in training; returns the episode's return."""
-    rewards: list[float] = []
-
-    def pictures() -> Iterator[np.ndarray]:
-        for _, picture, reward in _play(PongPolicy(network, device), seed):
-            rewards.append(reward)
-            yield enlarge(picture)
-
-    write_video(path, pictures(), fps=STEPS_PER_SECOND)
-    return sum(rewards)
+def write_training_video(network: NatureActorCritic, path: Path, seed: int, device: torch.device) -> None:
+    """Film one episode of a policy in training."""
+    pictures = (enlarge(picture) for _, picture, _ in _play(PongPolicy(network, device), seed))
+    write_video(path, pictures, fps=STEPS_PER_SECOND)
 
 
 def enlarge(picture: np.ndarray) -> np.ndarray:

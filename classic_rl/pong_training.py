@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import ppo_core
 from classic_rl.checkpoints import load_checkpoint, save_checkpoint
 from classic_rl.networks import NatureActorCritic
-from classic_rl.output import UsageError, save_weights
+from classic_rl.output import UsageError, require_positive, save_weights
 from classic_rl.pong_environment import ACTION_NAMES, make_env
 from classic_rl.rollout import Collector
 from ppo_core import PPOHyperparameters
@@ -48,9 +48,7 @@ class PongPPOArguments(PPOHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("total_steps", "num_envs", "num_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        require_positive(self, "total_steps", "num_envs", "num_steps")
         rows = self.num_envs * self.num_steps
         if rows % self.num_minibatches:
             raise UsageError(

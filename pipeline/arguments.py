@@ -80,7 +80,7 @@ def parse_stage(
     parser = TrlParser(dataclass_types, prog=f"pipeline/{stage}.py")
     config_path = Path(argv[argv.index("--config") + 1]) if argv[-1] != "--config" else Path()
     known = {action.dest for action in parser._actions}
-    _check_recipe(config_path, known)
+    recipe = _read_recipe(config_path, known)
     if "disable_tqdm" in known:
         # Transformers would infer from the quietened log level that no bar is wanted.
         parser.set_defaults(disable_tqdm=False)
@@ -97,12 +97,9 @@ def parse_stage(
         # Transformers fills in "trainer_output" where nobody named a folder.
         if getattr(item, "output_dir", None) in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))
-    named = [*yaml.safe_load(config_path.read_text(encoding="utf-8")), *_flags(argv)]
+    named = [*recipe, *_flags(argv)]
     run.recipe = {
-        name: getattr(item, name)
-        for name in dict.fromkeys(named)
-        for item in parsed
-        if name != "recipe" and hasattr(item, name)
+        name: getattr(item, name) for name in dict.fromkeys(named) for item in parsed if hasattr(item, name)
     }
     return parsed
 
@@ -112,7 +109,8 @@ def _flags(argv: list[str]) -> list[str]:
     return [item.removeprefix("--").split("=")[0].replace("-", "_") for item in argv if item.startswith("--")]
 
 
-def _check_recipe(path: Path, known: set[str]) -> None:
+def _read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
+    """Settings of a recipe, all of which something reads."""
     if not path.is_file():
         raise UsageError(f"--config {path}: no such file. The built-in recipes are in {RECIPES}.")
     try:
@@ -126,6 +124,7 @@ def _check_recipe(path: Path, known: set[str]) -> None:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
             raise UsageError(f"{path}: nothing reads the key `{key}`.{hint} Remove it, or correct its name.")
+    return recipe
 
 
 def run_stage(main: Any) -> None:

@@ -115,9 +115,8 @@ def test_the_coloured_picture_is_the_observation_in_colour():
         if number % 20 == 0:
             grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             small = cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA)
-            # Ball and paddles blink on alternate frames, and a maximum in colour is not quite one in grey.
-            differs = np.abs(small.astype(int) - observation[-1].astype(int)) > 3
-            assert differs.sum() <= 40
+            # A maximum in colour is not quite one in grey; a ball or paddle elsewhere would differ by 40 and more.
+            assert np.abs(small.astype(int) - observation[-1].astype(int)).max() <= 24
 
 
 def test_the_network_is_natures_with_two_heads():

@@ -125,7 +125,7 @@ def _differences() -> Family:
 
 def _choice(
     name: str,
-    pairs: Iterable[tuple[str, str]],
+    pairs: tuple[tuple[str, str], ...],
     questions: tuple[str, ...],
     statements: tuple[str, ...],
     criterion: str,
@@ -135,7 +135,6 @@ def _choice(
 
     `criterion` is a pattern of what is asked for, `opposite` a word for its contrary, which no right answer needs.
     """
-    pairs = tuple(pairs)
     facts = tuple(
         Fact({"a": a, "b": b}, (right,), (wrong,))
         for right, wrong in pairs
