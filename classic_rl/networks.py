@@ -9,6 +9,9 @@ from torch import Tensor, nn
 import ppo_core
 from ppo_core import Batch
 
+# Of a pixel, in grey levels squared; and how far from its mean it may stand, in standard deviations.
+_LEAST_VARIANCE, _MOST_DEVIATIONS = 1.0, 5.0
+
 
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
     """Give a layer orthogonal weights and no bias (Saxe et al. 2014, as in OpenAI Baselines)."""
@@ -107,8 +110,14 @@ class MlpActorCritic(ActorCritic):
 class NatureActorCritic(ActorCritic):
     """The convolutional network of Mnih et al. 2015 (Nature) with an actor and a critic head.
 
-    Observations are uint8 `[N, 4, 84, 84]`: four grey frames, the newest last.
+    Observations are uint8 `[N, 4, 84, 84]`: four grey frames, the newest last. Each pixel is shifted and scaled by
+    `pixel_mean` and `pixel_variance`, which at first divide by 255, and after `observe_frames` make it the pixel's
+    deviation from what it has mostly been: the still background falls to 0, and a ball stands out.
     """
+
+    pixel_mean: Tensor
+    pixel_variance: Tensor
+    num_frames: Tensor
 
     def __init__(self, num_actions: int) -> None:
         super().__init__()
@@ -128,11 +137,43 @@ class NatureActorCritic(ActorCritic):
         self.critic = orthogonal(nn.Linear(512, 1), 1.0)
         # Convolutions on CPUs and tensor cores are fastest so.
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.register_buffer("pixel_mean", torch.zeros(84, 84))
+        self.register_buffer("pixel_variance", torch.full((84, 84), 255.0**2 - _LEAST_VARIANCE))
+        self.register_buffer("num_frames", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def observe_frames(self, frames: Tensor) -> None:
+        """Take more frames into the mean and the variance of each pixel, over all frames so far (Chan et al. 1979).
+
+        Call it between an update and the next rollout: a policy must not change between acting and learning from it.
+
+        Args:
+            frames: uint8 `[N, 84, 84]`.
+        """
+        frames = frames.to(self.pixel_mean.device, torch.float32)
+        mean, variance = frames.mean(dim=0), frames.var(dim=0, correction=0)
+        share = len(frames) / (self.num_frames + len(frames))
+        spread = share * (1 - share) * (mean - self.pixel_mean) ** 2
+        # With no frames before, the share is 1, and lerp forgets the initial values to the last bit.
+        self.pixel_variance.lerp_(variance, share).add_(spread)
+        self.pixel_mean.lerp_(mean, share)
+        self.num_frames += len(frames)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[N, actions]` and values `[N]`."""
-        dtype = torch.get_autocast_dtype(observations.device.type)
-        enabled = torch.is_autocast_enabled(observations.device.type)
-        frames = observations.to(dtype if enabled else self.critic.weight.dtype)
-        features = self.body(frames.contiguous(memory_format=torch.channels_last) / 255)
+        kind = observations.device.type
+        dtype = (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.critic.weight.dtype
+        )
+        # A pixel that never changed has no variance, and gets that of one grey level.
+        scale = (self.pixel_variance + _LEAST_VARIANCE).rsqrt()
+        frames = observations.to(dtype, memory_format=torch.channels_last)
+        normalised = frames.sub_(_by_pixel(self.pixel_mean, frames)).mul_(_by_pixel(scale, frames))
+        normalised.clamp_(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+        features = self.body(normalised)
         return self.actor(features), self.critic(features).squeeze(1)
+
+
+def _by_pixel(values: Tensor, frames: Tensor) -> Tensor:
+    """`values` `[84, 84]` for each of the 4 frames, in the memory layout of `frames`: several times faster there."""
+    return values.to(frames.dtype).expand(1, *frames.shape[1:]).contiguous(memory_format=torch.channels_last)

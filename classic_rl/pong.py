@@ -59,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 2.5e-4,
         "vf_coef": 0.5,
         "max_grad_norm": 0.5,
+        "normalize_frames": False,
     },
 }
 

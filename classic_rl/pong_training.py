@@ -18,7 +18,7 @@ from classic_rl.networks import NatureActorCritic
 from classic_rl.output import UsageError, require_positive, save_weights
 from classic_rl.pong_environment import ACTION_NAMES, make_env
 from classic_rl.rollout import Collector
-from ppo_core import PPOHyperparameters
+from ppo_core import Batch, PPOHyperparameters
 
 # The environments begin anew after so many iterations, so that a resume has no more moves than these to play again.
 _ITERATIONS_OF_MOVES = 200
@@ -45,6 +45,10 @@ class PongPPOArguments(PPOHyperparameters):
     num_ppo_epochs: int = field(default=3, metadata={"help": "Passes over each rollout."})
     num_minibatches: int = field(default=8, metadata={"help": "Parts of a rollout; one optimiser step each."})
     max_grad_norm: float = field(default=0.5, metadata={"help": "Bound on the norm of the gradient."})
+    normalize_frames: bool = field(
+        default=True,
+        metadata={"help": "Show each pixel's deviation from its mean so far, not its grey level."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +116,11 @@ def train(
         save_checkpoint(folder, status.steps, policy, optimizer, collector, {"seconds": status.seconds})
         saved = status.steps
 
+    if settings.normalize_frames and not status.steps:
+        _observe_frames(
+            policy, collector.collect(policy, settings.num_steps, settings.gamma, settings.gae_lambda)
+        )
+
     with _Bar(settings.total_steps) as bar, _Interruption(status):
         for iteration in range(status.steps // per_iteration, num_iterations):
             started = time.perf_counter()
@@ -130,6 +139,8 @@ def train(
                 accelerator,
                 micro_batch_size=per_iteration // settings.num_minibatches,
             )
+            if settings.normalize_frames:
+                _observe_frames(policy, batch)
             status.steps = (iteration + 1) * per_iteration
             elapsed = time.perf_counter() - started
             status.seconds += elapsed
@@ -146,6 +157,11 @@ def train(
         save()
     save_weights(folder / "policy.safetensors", policy.state_dict())
     return policy, status
+
+
+def _observe_frames(policy: NatureActorCritic, batch: Batch) -> None:
+    # Every fourth step is enough to know the pixels by.
+    policy.observe_frames(batch.inputs["observations"][:, ::4, -1].flatten(0, 1))
 
 
 def _environment_seed(seed: int, iteration: int) -> int:

@@ -82,6 +82,41 @@ def test_observations_and_points_are_those_of_gymnasiums_wrappers():
     assert sum(map(abs, points)) >= 3, "too few points were played for the comparison to say anything"
 
 
+def follow_the_ball(frames):
+    """Move a paddle to the height of the ball: hand-written, wins by 12 points or so. `frames` uint8 [4, 84, 84]."""
+    before, now = frames[-2:, 15:77]
+
+    def place(frame, columns, threshold):
+        rows, places = np.nonzero(frame[:, columns] > threshold)
+        return (rows.mean(), places.mean()) if len(rows) else None
+
+    field, right = slice(13, 72), slice(73, 77)
+    ball, earlier, paddle = place(now, field, 180), place(before, field, 180), place(now, right, 110)
+    if ball is None or paddle is None:
+        return 0
+    coming = earlier is not None and ball[1] > earlier[1]
+    distance = ball[0] + (ball[0] - earlier[0] if coming else 0) - paddle[0]
+    return ACTION_NAMES.index("NOOP" if abs(distance) <= 2 else "RIGHT" if distance < 0 else "LEFT")
+
+
+def test_a_policy_plays_the_very_same_game_in_gymnasiums_environment():
+    ours = AtariVectorEnv("pong", 1, noop_max=0, use_fire_reset=False, repeat_action_probability=0.0)
+    theirs = reference_env()
+    games = []
+    for seen, step in (
+        (ours.reset(seed=1)[0][0], lambda action: [part[0] for part in ours.step(np.array([action]))[:4]]),
+        (theirs.reset(seed=1)[0], lambda action: theirs.step(action)[:4]),
+    ):
+        points, over = [], False
+        while not over:
+            seen, reward, terminated, truncated = step(follow_the_ball(np.asarray(seen)))
+            points.append(float(reward))
+            over = terminated or truncated
+        games.append(points)
+    assert games[0] == games[1]
+    assert sum(games[0]) > 0, "a policy that loses every point would tell little"
+
+
 def test_an_episode_is_followed_by_one_reset_step():
     env = make_env(1)
     env.reset(seed=0)
@@ -119,32 +154,50 @@ def test_the_coloured_picture_is_the_observation_in_colour():
             assert np.abs(small.astype(int) - observation[-1].astype(int)).max() <= 24
 
 
+def natures_network(x, w):
+    """Independent of classic_rl.networks: plain functions in plain memory order, on `x` float [N, 4, 84, 84]."""
+    for layer, stride in ((0, 4), (2, 2), (4, 1)):
+        weight = w[f"body.{layer}.weight"].contiguous()
+        x = torch.relu(torch.nn.functional.conv2d(x, weight, w[f"body.{layer}.bias"], stride))
+    x = torch.relu(x.flatten(1) @ w["body.7.weight"].T + w["body.7.bias"])
+    return x @ w["actor.weight"].T + w["actor.bias"], (x @ w["critic.weight"].T + w["critic.bias"])[:, 0]
+
+
 def test_the_network_is_natures_with_two_heads():
     network = NatureActorCritic(6)
     # Mnih et al. 2015: 8192 + 32, 32768 + 64, 36864 + 64, 3136 x 512 + 512, and the heads.
     assert sum(p.numel() for p in network.parameters()) == 8224 + 32832 + 36928 + 1606144 + 512 * 7 + 7
     observations = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
-    logits, values = network(observations)
-    assert logits.shape == (3, 6)
-    assert values.shape == (3,)
-    # Independent of the code above: plain functions in plain memory order.
-    x = observations.float() / 255
-    w = network.state_dict()
-    for layer, stride in ((0, 4), (2, 2), (4, 1)):
-        x = torch.relu(
-            torch.nn.functional.conv2d(
-                x, w[f"body.{layer}.weight"].contiguous(), w[f"body.{layer}.bias"], stride
-            )
-        )
-    x = torch.relu(x.flatten(1) @ w["body.7.weight"].T + w["body.7.bias"])
-    torch.testing.assert_close(logits, x @ w["actor.weight"].T + w["actor.bias"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        values, (x @ w["critic.weight"].T + w["critic.bias"])[:, 0], atol=1e-5, rtol=1e-5
-    )
+    expected = natures_network(observations.float() / 255, network.state_dict())
+    torch.testing.assert_close(network(observations), expected, atol=1e-5, rtol=1e-5)
     for layer in (network.body[0], network.body[7]):
         flat = layer.weight.flatten(1)
         small = flat @ flat.T if flat.shape[0] <= flat.shape[1] else flat.T @ flat
         torch.testing.assert_close(small, 2 * torch.eye(len(small)), atol=1e-4, rtol=0)
+
+
+def test_pixels_are_shown_as_deviations_from_all_frames_so_far():
+    network = NatureActorCritic(6)
+    torch.manual_seed(0)
+    # Dark and bright parts, a still pixel, and pieces of different sizes.
+    frames = (torch.rand(50, 84, 84) * torch.linspace(1, 255, 84)).to(torch.uint8)
+    frames[:, 0, 0] = 87
+    for piece in frames.split([7, 30, 1, 12]):
+        network.observe_frames(piece)
+    pixels = frames.numpy().astype(np.float64)
+    mean, deviation = pixels.mean(axis=0), np.sqrt(pixels.var(axis=0) + 1)
+    np.testing.assert_allclose(network.pixel_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(network.pixel_variance, pixels.var(axis=0), rtol=1e-4, atol=1e-5)
+    assert network.num_frames == 50
+
+    observations = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    observations[0, 0, 0, 0] = 100
+    shown = np.clip((observations.numpy() - mean) / deviation, -5, 5)
+    assert shown[0, 0, 0, 0] == 5, "a still pixel that changes stands out"
+    kept = observations.clone()
+    expected = natures_network(torch.from_numpy(shown).float(), network.state_dict())
+    torch.testing.assert_close(network(observations), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(observations, kept)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -265,7 +318,7 @@ def test_presets_and_flags():
     expected = {
         "num_envs": 8, "num_steps": 128, "num_ppo_epochs": 4, "num_minibatches": 4, "clip_range": 0.1,
         "ent_coef": 0.01, "gae_lambda": 0.9, "gamma": 0.99, "learning_rate": 2.5e-4, "vf_coef": 0.5,
-        "max_grad_norm": 0.5,
+        "max_grad_norm": 0.5, "normalize_frames": False,
     }  # fmt: skip
     assert {name: asdict(tutorial)[name] for name in expected} == expected
     _, overridden = parse(["--preset", "tutorial", "--num_envs", "4"])
