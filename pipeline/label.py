@@ -1,0 +1,119 @@
+"""Judge responses in a browser: rank several to a prompt, or compare SFT with PPO without knowing which is which.
+
+    python -m pipeline.label --responses runs/helpdesk/collect/responses.jsonl --output preferences.jsonl
+    python -m pipeline.label --compare runs/helpdesk/evaluate/samples.jsonl --output comparisons.jsonl
+    python -m pipeline.label --responses ... --output preferences.jsonl --summary
+
+Needs the extra `label`. Writes preference rows that `pipeline/reward.py --dataset_name preferences.jsonl` reads as they
+are and, beside them, `preferences.judgements.jsonl`: the log of everything that was said, which is only appended to.
+The server answers this machine alone; several annotators, by name, may use it or servers of their own on one output.
+"""
+
+import importlib.util
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from pipeline.arguments import UsageError, run_stage
+from pipeline.labelling.agreement import print_summary, summarize
+from pipeline.labelling.items import read_comparisons, read_responses
+from pipeline.labelling.judgements import JudgementLog
+from pipeline.labelling.session import Session
+from pipeline.stage_output import quiet_libraries
+
+
+@dataclass
+class LabelArguments:
+    """What is judged, where judgements go, and how the page is served.
+
+    Args:
+        output: JSON lines of preference pairs; the log is beside it, `<name>.judgements.jsonl`.
+        responses: file of responses to rank, as `pipeline/collect.py` writes it.
+        compare: file of an evaluation's pairs to compare side by side, as `pipeline/evaluate.py` writes it.
+        summary: print agreement, counts, times and biases instead of serving the page.
+        overlap: share of the items that every annotator is shown, so that their agreement can be measured.
+        uncertain_to: reward models (folders or hub names): items on whose ranking they are least sure come first; with
+            several, those on which they disagree most.
+        seed: of the order in which responses stand on the page.
+        host: address to serve at.
+        port: of the server; the first free one from 7860 when None.
+        password: asked for by the page (user name "annotator"); needed where `host` is not this machine's own.
+    """
+
+    output: str = field(metadata={"help": "JSON lines of preference pairs to write."})
+    responses: str | None = field(default=None, metadata={"help": "responses.jsonl to rank."})
+    compare: str | None = field(default=None, metadata={"help": "samples.jsonl to compare side by side."})
+    summary: bool = field(default=False, metadata={"help": "Print agreement and biases; serve nothing."})
+    overlap: float = field(
+        default=0.1, metadata={"help": "Share of the items that every annotator is shown."}
+    )
+    uncertain_to: list[str] | None = field(
+        default=None, metadata={"help": "Reward models: what they are least sure of comes first."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the order in which responses are shown."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to serve at."})
+    port: int | None = field(default=None, metadata={"help": "Port; the first free one from 7860."})
+    password: str | None = field(
+        default=None, metadata={"help": 'Asked for by the page (user name "annotator").'}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.responses is None) == (self.compare is None):
+            raise UsageError("Name what to judge: either --responses or --compare.")
+        if not 0 <= self.overlap <= 1:
+            raise UsageError(f"overlap is a share, from 0 to 1, not {self.overlap}.")
+        if Path(self.output).suffix != ".jsonl":
+            raise UsageError(f"--output {self.output}: the name must end in .jsonl.")
+        if not _is_loopback(self.host) and not self.password:
+            raise UsageError(
+                f"--host {self.host} would let other machines in: set a --password, or leave the host at 127.0.0.1."
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main() -> None:
+    """Run the command."""
+    quiet_libraries()
+    (args,) = HfArgumentParser(LabelArguments, prog="python -m pipeline.label").parse_args_into_dataclasses()
+    output = Path(args.output)
+    items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
+    log = open_log(output)
+    if args.summary:
+        print_summary(summarize(items, list(log.judgements.values())))
+        return
+    if importlib.util.find_spec("gradio") is None:
+        raise UsageError("The page needs Gradio: pip install -e '.[label]' (`make label` does).")
+    from pipeline.labelling.page import build_page, serve
+
+    session = Session(items, log, output, args.overlap, args.seed, side_by_side=args.compare is not None)
+    auth = ("annotator", args.password) if args.password else None
+    serve(build_page(session, "Tieback: judge responses"), args.host, args.port, auth)
+
+
+def open_log(output: Path) -> JudgementLog:
+    """The log beside an output file.
+
+    Raises:
+        UsageError: the output is there and the log is not: something else made it, which must not be overwritten.
+    """
+    log = JudgementLog(output.with_suffix(".judgements.jsonl"))
+    if output.exists() and not log.path.exists():
+        raise UsageError(
+            f"{output} exists, but was not made here ({log.path.name} is missing): name another --output."
+        )
+    log.refresh()
+    return log
+
+
+if __name__ == "__main__":
+    run_stage(main)

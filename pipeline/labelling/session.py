@@ -1,0 +1,160 @@
+"""Who is shown what next, and what the page is told: the page's server side, without the page."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.conversations import as_messages
+from data.errors import DataError
+from pipeline.labelling.items import Item
+from pipeline.labelling.judgements import (
+    ASPECTS,
+    FLAGS,
+    MAX_RATING,
+    Judgement,
+    JudgementLog,
+    new_judgement,
+    preference_rows,
+)
+from pipeline.response_files import write_rows
+
+# An item that lies before somebody who has gone away is offered to others after so long.
+LEASE_SECONDS = 30 * 60
+MAX_NAME = 64
+
+
+@dataclass
+class Session:
+    """Items, the log of what was said of them, and the preference file that is kept up to date with it.
+
+    Args:
+        items: in the order in which they are offered.
+        log: of judgements.
+        output: JSON lines of preference pairs, written anew after each judgement.
+        overlap: share of the items that every annotator is shown; each other item is one annotator's.
+        seed: of the order of the responses on the page.
+        side_by_side: two responses, of which one is chosen, instead of a ranking.
+        clock: seconds since the epoch.
+    """
+
+    items: Sequence[Item]
+    log: JudgementLog
+    output: Path
+    overlap: float = 0.0
+    seed: int = 0
+    side_by_side: bool = False
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._by_id = {item.item_id: item for item in self.items}
+        self._lock = threading.Lock()
+
+    def start(self, annotator: str) -> dict[str, Any]:
+        """What an annotator who has just come, or come back, is shown."""
+        return self._answer(annotator, lambda: self._view_next(annotator))
+
+    def judge(self, annotator: str, item_id: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """File a judgement, and show what comes next."""
+
+        def file() -> dict[str, Any]:
+            item = self._by_id.get(item_id)
+            if item is None:
+                raise DataError("This item is not in the file any more: reload the page.")
+            shown_id, shown_at = self.log.shown.get(annotator, (None, None))
+            order = item.shown_order(annotator, self.seed)
+            self.log.judge(
+                new_judgement(item, annotator, order, answer, shown_at if shown_id == item_id else None)
+            )
+            self._write_output()
+            return self._view_next(annotator)
+
+        return self._answer(annotator, file)
+
+    def undo(self, annotator: str) -> dict[str, Any]:
+        """Take back the annotator's last judgement, and show its item again with what was said."""
+
+        def take_back() -> dict[str, Any]:
+            own = [j for j in self.log.judgements.values() if j.annotator == annotator]
+            if not own:
+                raise DataError("There is nothing to undo.")
+            judgement = self.log.undo(annotator)
+            self._write_output()
+            item = self._by_id.get(own[-1].item_id)
+            if item is None or judgement is None:
+                return self._view_next(annotator)
+            return self._view(item, annotator, judgement)
+
+        return self._answer(annotator, take_back)
+
+    def _answer(self, annotator: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            if not isinstance(annotator, str) or not annotator.strip() or len(annotator) > MAX_NAME:
+                raise DataError(f"An annotator's name has between 1 and {MAX_NAME} characters.")
+            with self._lock, self.log.locked():
+                return act()
+        except DataError as error:
+            return {"error": str(error)}
+
+    def _write_output(self) -> None:
+        write_rows(self.output, preference_rows(self.items, list(self.log.judgements.values())))
+
+    def _is_shared(self, item: Item) -> bool:
+        digest = hashlib.sha256(f"overlap\n{item.item_id}".encode()).digest()
+        return int.from_bytes(digest[:4]) < self.overlap * 2**32
+
+    def _open_items(self, annotator: str) -> list[Item]:
+        """Items that this annotator may still be given."""
+        own, taken = set(), set()
+        for judgement in self.log.judgements.values():
+            if judgement.annotator == annotator:
+                own.add(judgement.item_id)
+            elif judgement.flag != "skip":
+                taken.add(judgement.item_id)
+        since = self.clock() - LEASE_SECONDS
+        taken |= {
+            item_id for other, (item_id, at) in self.log.shown.items() if other != annotator and at > since
+        }
+        return [
+            item
+            for item in self.items
+            if item.item_id not in own and (self._is_shared(item) or item.item_id not in taken)
+        ]
+
+    def _view_next(self, annotator: str) -> dict[str, Any]:
+        waiting = self._open_items(annotator)
+        if not waiting:
+            return {"finished": True, "progress": self._progress(annotator, 0)}
+        return self._view(waiting[0], annotator)
+
+    def _view(self, item: Item, annotator: str, said: Judgement | None = None) -> dict[str, Any]:
+        """An item as the page shows it: texts in the order shown, and nothing that tells who wrote them."""
+        self.log.show(item, annotator)
+        order = item.shown_order(annotator, self.seed)
+        view: dict[str, Any] = {
+            "item_id": item.item_id,
+            "prompt": as_messages(item.row["prompt"]),
+            "responses": [item.row["responses"][index] for index in order],
+            "side_by_side": self.side_by_side,
+            "aspects": list(ASPECTS),
+            "flags": list(FLAGS),
+            "max_rating": MAX_RATING,
+            "progress": self._progress(annotator, len(self._open_items(annotator))),
+        }
+        if said is not None:
+            view["said"] = {
+                "ranks": None if said.ranks is None else [said.ranks[index] for index in order],
+                "ratings": {aspect: [values[i] for i in order] for aspect, values in said.ratings.items()},
+                "note": said.note,
+            }
+        return view
+
+    def _progress(self, annotator: str, num_waiting: int) -> dict[str, int]:
+        done = sum(
+            judgement.annotator == annotator and judgement.item_id in self._by_id
+            for judgement in self.log.judgements.values()
+        )
+        return {"done": done, "total": done + num_waiting}

@@ -1,0 +1,343 @@
+"""The labelling page in a real browser: what a person does, what they see, and what must not happen.
+
+The browser is Debian's Chromium, driven by Playwright; where there is none the tests are left out, but not in CI.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from pipeline.label import open_log
+from pipeline.labelling.items import read_comparisons, read_responses
+from pipeline.labelling.page import build_page, serve
+from pipeline.labelling.session import Session
+from tests.test_label_session import read_jsonl, responses_file, write_jsonl
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here (apt-get install chromium)"
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(items, output, auth=None, **settings):
+    page = build_page(Session(items, open_log(output), output, **settings), "Tieback")
+    try:
+        yield serve(page, "127.0.0.1", None, auth, block=False)
+    finally:
+        page.close(verbose=False)
+
+
+def enter(browser, url, name="ada", **context) -> Page:
+    page = browser.new_page(**context)
+    page.goto(url)
+    page.get_by_label("Your name").fill(name)
+    page.keyboard.press("Enter")
+    expect(page.locator(".response").first).to_be_visible()
+    return page
+
+
+def shown(page):
+    return [text.strip() for text in page.locator(".response .prose").all_inner_texts()]
+
+
+def expect_done(page, count, total):
+    expect(page.locator(".count")).to_have_text(f"{count} of {total}")
+
+
+def rank_by_keyboard(page, key=None):
+    """Type the rank of each response in turn, the best of them by `key` of its text first, and submit."""
+    best_first = sorted(shown(page), key=key)
+    for text in shown(page):
+        page.keyboard.press(str(best_first.index(text) + 1))
+    page.keyboard.press("Enter")
+
+
+def test_twenty_items_are_ranked_by_keyboard_alone(browser, tmp_path):
+    items = read_responses(responses_file(tmp_path, count=20, num_responses=4))
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        page = enter(browser, url)
+        for done in range(20):
+            expect_done(page, done, 20)
+            rank_by_keyboard(page)
+        expect(page.get_by_text("All done")).to_be_visible()
+    rows = read_jsonl(tmp_path / "preferences.jsonl")
+    assert len(rows) == 20 * 6
+    assert all(row["chosen"][0]["content"] < row["rejected"][0]["content"] for row in rows)
+    assert {row["annotator"] for row in rows} == {"ada"}
+    log = open_log(tmp_path / "preferences.jsonl")
+    assert all(0 < judgement.seconds < 60 for judgement in log.judgements.values())
+
+
+def test_undo_skip_flags_note_and_ratings_by_keyboard(browser, tmp_path):
+    items = read_responses(responses_file(tmp_path, count=5))
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        page = enter(browser, url)
+        page.keyboard.press("Enter")
+        expect(page.locator(".message")).to_contain_text("Rank every response first")
+        first = shown(page)
+        page.keyboard.press("q")
+        page.keyboard.press("5")
+        page.keyboard.press("n")
+        page.keyboard.type("u and s are letters here")
+        page.keyboard.press("Escape")
+        for key in ("2", "1", "1"):
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        expect_done(page, 1, 5)
+        page.keyboard.press("u")
+        expect_done(page, 0, 5)
+        assert shown(page) == first
+        assert page.locator(".rank.chosen").all_inner_texts() == ["2", "1", "1"]
+        assert page.get_by_label("Note").input_value() == "u and s are letters here"
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("2")
+        page.keyboard.press("Enter")
+        for done, key in enumerate(("s", "x", "b"), start=1):
+            expect_done(page, done, 5)
+            page.keyboard.press(key)
+        expect_done(page, 4, 5)
+    judgements = list(open_log(tmp_path / "preferences.jsonl").judgements.values())
+    assert [judgement.flag for judgement in judgements] == [None, "skip", "unsafe", "broken"]
+    ranked = judgements[0]
+    assert [ranked.ranks[index] for index in ranked.order] == [2, 2, 1]
+    assert [ranked.ratings["quality"][index] for index in ranked.order] == [5, None, None]
+    assert ranked.note == "u and s are letters here"
+    assert len(read_jsonl(tmp_path / "preferences.jsonl")) == 2  # of the three pairs one is tied
+
+
+def test_ranking_by_mouse(browser, tmp_path):
+    items = read_responses(responses_file(tmp_path, count=1))
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        page = enter(browser, url)
+        for card, rank in zip(page.locator(".response").all(), ("3", "1", "2"), strict=True):
+            card.locator(".rank", has_text=rank).click()
+        page.locator(".response").nth(1).get_by_title("helpfulness 4 of 5").click()
+        page.get_by_role("button", name="Submit").click()
+        expect(page.get_by_text("All done")).to_be_visible()
+    (judgement,) = open_log(tmp_path / "preferences.jsonl").judgements.values()
+    assert [judgement.ranks[index] for index in judgement.order] == [3, 1, 2]
+    assert [judgement.ratings["helpfulness"][index] for index in judgement.order] == [None, 4, None]
+
+
+def start_server(tmp_path, port):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pipeline.label", "--responses", str(tmp_path / "responses.jsonl")),
+            *("--output", str(tmp_path / "preferences.jsonl"), "--port", str(port)),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    url = re.search(r"http://\S+", process.stdout.readline())[0]
+    return process, url
+
+
+def test_the_server_may_be_killed_at_any_moment(browser, tmp_path):
+    responses_file(tmp_path, count=6)
+    port = random.randint(20000, 30000)
+    server, url = start_server(tmp_path, port)
+    page = enter(browser, url)
+    rank_by_keyboard(page)
+    expect_done(page, 1, 6)
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    before = shown(page)
+    rank_by_keyboard(page)
+    expect(page.locator(".message")).to_contain_text("the server does not answer")
+    server, _ = start_server(tmp_path, port)
+    # The same page, with what was chosen still on it.
+    assert shown(page) == before
+    page.keyboard.press("Enter")
+    expect_done(page, 2, 6)
+    # The browser dies; another one goes on where it stopped.
+    page.close()
+    page = enter(browser, url)
+    expect_done(page, 2, 6)
+    for done in range(2, 6):
+        expect_done(page, done, 6)
+        rank_by_keyboard(page)
+    expect(page.get_by_text("All done")).to_be_visible()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(timeout=30) == 0
+    assert len(read_jsonl(tmp_path / "preferences.jsonl")) == 18
+
+
+def test_two_annotators_at_once(browser, tmp_path):
+    items = read_responses(responses_file(tmp_path, count=12))
+    with served(items, tmp_path / "preferences.jsonl", overlap=0.3) as url:
+        pages = {name: enter(browser, url, name) for name in ("ada", "bob")}
+        left = set(pages)
+        while left:
+            for name in sorted(left):
+                if pages[name].get_by_text("All done").is_visible():
+                    left.discard(name)
+                    continue
+                done = pages[name].locator(".count").inner_text()
+                rank_by_keyboard(pages[name])
+                expect(pages[name].locator(".count")).not_to_have_text(done)
+    judgements = open_log(tmp_path / "preferences.jsonl").judgements.values()
+    by = {name: {j.item_id for j in judgements if j.annotator == name} for name in pages}
+    session = Session(items, open_log(tmp_path / "preferences.jsonl"), tmp_path / "x.jsonl", overlap=0.3)
+    shared = {item.item_id for item in items if session._is_shared(item)}
+    assert by["ada"] | by["bob"] == {item.item_id for item in items}
+    assert by["ada"] & by["bob"] == shared
+    assert 0 < len(shared) < 12
+    assert len(read_jsonl(tmp_path / "preferences.jsonl")) == 3 * (12 + len(shared))
+
+
+HOSTILE = (
+    "<script>document.title = 'pwned'</script>",
+    "<img src=x onerror=\"document.title = 'pwned'\">",
+    "</div></section><h1>not a heading</h1>",
+    "{{value}} ${document.title = 'pwned'} <svg onload=alert(1)>",
+    '```html\n<iframe src="javascript:alert(1)"></iframe>\n```',
+    "[click](javascript:alert(1)) \u202egnp.exe",
+)
+
+
+def test_what_a_model_or_a_person_wrote_does_nothing(browser, tmp_path):
+    row = {"prompt_id": "p", "prompt": [{"role": "user", "content": HOSTILE[0]}], "responses": list(HOSTILE)}
+    items = read_responses(write_jsonl(tmp_path / "responses.jsonl", [row]))
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        page = browser.new_page()
+        foreign, dialogs = [], []
+        page.on("request", lambda request: foreign.append(request.url))
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.goto(url)
+        name = "<img src=x onerror=alert(2)>"
+        page.get_by_label("Your name").fill(name)
+        page.keyboard.press("Enter")
+        expect(page.locator(".response")).to_have_count(6)
+        visible = page.locator(".desk").inner_text()
+        for text in HOSTILE[:4]:
+            assert text in visible
+        assert name in visible
+        assert '<iframe src="javascript:alert(1)"></iframe>' in visible
+        page.keyboard.press("n")
+        page.keyboard.type(HOSTILE[1])
+        page.keyboard.press("Escape")
+        for rank in "123456":
+            page.keyboard.press(rank)
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("All done")).to_be_visible()
+        page.keyboard.press("u")
+        expect(page.locator(".response")).to_have_count(6)
+        assert page.title() == "Tieback"
+        assert page.locator(".desk").locator("script, img, iframe, svg, h1").count() == 0
+        assert dialogs == []
+        # And the page asks nothing of any other machine.
+        assert [address for address in foreign if not address.startswith((url, "data:", "blob:"))] == []
+    (judgement,) = [
+        j for j in read_jsonl(tmp_path / "preferences.judgements.jsonl") if j["event"] == "judged"
+    ]
+    assert judgement["annotator"] == name
+    assert judgement["note"] == HOSTILE[1]
+
+
+def test_no_file_can_be_fetched_and_a_password_is_asked_for(tmp_path):
+    responses = responses_file(tmp_path)
+    items = read_responses(responses)
+
+    def status(address, data=None):
+        try:
+            request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+            return urllib.request.urlopen(request).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        for path in (str(responses), "/etc/passwd", "../../../../etc/passwd", "pyproject.toml"):
+            for prefix in ("gradio_api/file=", "file=", "static/", "assets/", "gradio_api/file/"):
+                assert status(f"{url}{prefix}{path}") in (400, 403, 404, 405)
+    with served(items, tmp_path / "preferences.jsonl", auth=("annotator", "secret")) as url:
+        call = json.dumps(
+            {"session_hash": "x", "component_id": 1, "fn_name": "start", "data": {"annotator": "eve"}}
+        )
+        assert status(f"{url}gradio_api/component_server", call.encode()) == 401
+        assert status(f"{url}config") == 401
+    assert not (tmp_path / "preferences.judgements.jsonl").exists()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_everything_without_scrolling_sideways(browser, tmp_path, scheme):
+    long = {
+        "prompt_id": "p",
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Why? " * 200},
+        ],
+        "responses": ["word " * 2000, "x" * 3000, "```\n" + "print('long line') " * 40 + "\n```"],
+    }
+    items = read_responses(write_jsonl(tmp_path / "responses.jsonl", [long]))
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        page = enter(browser, url, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for box in page.locator(".response .scroll, .prompt").all():
+            assert box.bounding_box()["height"] <= 0.5 * 740, "a long text scrolls in its own box"
+        for chip in page.locator("button.rank").all():
+            assert min(chip.bounding_box()[side] for side in ("width", "height")) >= 36
+        submit = page.get_by_role("button", name="Submit")
+        submit.scroll_into_view_if_needed()
+        box = submit.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 64) == (scheme == "dark")
+
+
+def test_two_policies_are_compared_blind(browser, tmp_path):
+    rows = [
+        {
+            "prompt": f"Question {n}?",
+            "sft": {"response": f"sft says {n}"},
+            "ppo": {"response": f"ppo says {n}"},
+        }
+        for n in range(8)
+    ]
+    items = read_comparisons(write_jsonl(tmp_path / "samples.jsonl", rows))
+    with served(items, tmp_path / "comparisons.jsonl", side_by_side=True) as url:
+        page = enter(browser, url, viewport={"width": 1000, "height": 700})
+        left, right = (card.bounding_box() for card in page.locator(".response").all())
+        assert left["x"] + left["width"] <= right["x"]
+        assert left["y"] == right["y"]
+        sides = set()
+        for done in range(6):
+            expect_done(page, done, 8)
+            ppo_is_left = shown(page)[0].startswith("ppo")
+            sides.add(ppo_is_left)
+            page.keyboard.press(
+                ("ArrowLeft" if done % 2 else "1") if ppo_is_left else ("ArrowRight" if done % 2 else "2")
+            )
+        expect_done(page, 6, 8)
+        page.keyboard.press("t")
+        expect_done(page, 7, 8)
+        page.keyboard.press("u")
+        expect_done(page, 6, 8)
+        page.keyboard.press("0")
+        expect_done(page, 7, 8)
+        page.locator(".response", has_text="sft says").get_by_role("button", name="This is better").click()
+        expect(page.get_by_text("All done")).to_be_visible()
+    assert sides == {True, False}
+    judgements = list(open_log(tmp_path / "comparisons.jsonl").judgements.values())
+    assert [judgement.ranks for judgement in judgements] == [[2, 1]] * 6 + [[1, 1], [1, 2]]
