@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate gridworld cartpole pong test test-slow lint format clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-slow lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,15 @@ ppo: $(STAMP) ## 4. PPO against the reward model
 evaluate: $(STAMP) ## 5. PPO against SFT on held-out prompts, and the report
 sft collect reward ppo evaluate:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) pipeline/$@.py $(STAGE_ARGS)
+
+label: $(STAMP) ## rank the collected responses in a browser
+	$(BIN)/python -m pipeline.label --responses $(RUN)/collect/responses.jsonl --output $(RUN)/label/preferences.jsonl $(ARGS)
+
+compare: $(STAMP) ## compare SFT and PPO in a browser, blind
+	$(BIN)/python -m pipeline.label --compare $(RUN)/evaluate/samples.jsonl --output $(RUN)/compare/preferences.jsonl $(ARGS)
+
+watch: $(STAMP) ## the curves and the latest completions of runs/ in a browser
+	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 gridworld: $(STAMP) ## Q-learning in a 3x3 grid (a second)
 cartpole: $(STAMP) ## CartPole by Double DQN, or by PPO with ARGS="--algorithm ppo" (a minute)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import toy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.trainer.callbacks import PPOProgressCallback
 
@@ -80,3 +81,20 @@ def test_the_table_of_completions_is_printed(tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert printed.count("answer") == 2
     assert "id_reward" in printed
+
+
+def test_tensorboard_shows_the_latest_completions_and_renders_none_of_them(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>\n# no heading"
+    trainer = toy.ppo_trainer(tmp_path, report_to="tensorboard", num_completions_to_print=2, max_steps=2)
+    trainer.processing_class.batch_decode = lambda ids, **_: [hostile for _ in ids]
+    trainer.train()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    shown = events.Tensors("completions/text_summary")
+    assert [event.step for event in shown] == [1, 2]
+    text = shown[-1].tensor_proto.string_val[0].decode()
+    assert text.count("**reward ") == 2
+    assert "<script>" not in text
+    # Four spaces make a line literal in Markdown.
+    assert text.count("    &lt;script&gt;alert(1)&lt;/script&gt;\n    # no heading") == 2

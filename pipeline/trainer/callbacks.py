@@ -1,13 +1,18 @@
 """What a person sees of a running PPO, and how ctrl-C ends it without losing anything."""
 
+import html
 import signal
 import threading
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
+
+from data.conversations import TextOrMessages, as_messages, last_text
 
 # Figures of the progress line, in its order, with the names that fit on it.
 SHOWN = {
@@ -87,3 +92,29 @@ class InterruptCallback(TrainerCallback):
         flags: list[bool | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(flags, self.interrupted)
         return any(flags)
+
+
+def write_completions(
+    callbacks: Iterable[TrainerCallback],
+    prompts: Sequence[TextOrMessages],
+    completions: Sequence[TextOrMessages],
+    scores: Sequence[float],
+    step: int,
+) -> None:
+    """Write completions where TensorBoard shows texts; nothing where TensorBoard is not reported to."""
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            text = "\n\n".join(
+                f"**reward {score:.3g}**\n\n{_literal(prompt)}\n\n{_literal(completion)}"
+                for prompt, completion, score in zip(prompts, completions, scores, strict=True)
+            )
+            callback.tb_writer.add_text("completions", text, step)
+
+
+def _literal(value: TextOrMessages) -> str:
+    """Text or messages as a block of Markdown that is shown as it is: what a model wrote is no markup."""
+    if isinstance(value, list) and len(value) > 1:
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in as_messages(value))
+    else:
+        text = last_text(value)
+    return "\n".join("    " + html.escape(line) for line in text.splitlines()) or "    (empty)"

@@ -133,7 +133,9 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
     log_completions: bool = field(
         default=False, metadata={"help": "Print a table of completions whenever metrics are logged."}
     )
-    num_completions_to_print: int = field(default=4, metadata={"help": "Rows of that table."})
+    num_completions_to_print: int = field(
+        default=4, metadata={"help": "Completions shown: of that table, and in TensorBoard."}
+    )
 
     # Defaults of Trainer that suit PPO.
     logging_steps: float = field(default=1, metadata={"help": "Iterations between two log lines."})

@@ -32,7 +32,7 @@ from reward_model.scoring import RewardScorer
 
 from .actor_critic import ActorCritic, completion_logprobs
 from .base import ActorCriticTrainer
-from .callbacks import InterruptCallback, PPOProgressCallback
+from .callbacks import InterruptCallback, PPOProgressCallback, write_completions
 from .checks import check_dataset, check_devices, check_ratio, check_sampling
 from .config import PPOConfig
 from .models import disable_dropout, make_critic, make_scorers, place_reference, split_reference
@@ -375,17 +375,23 @@ class PPOTrainer(ActorCriticTrainer):
                 if finite:
                     logs[name] = sum(finite) / len(finite)
             self._metrics.clear()
-            if self.args.log_completions and self._last_rollout is not None and self.is_world_process_zero():
-                self._print_completions(self._last_rollout)
+            if self._last_rollout is not None and self.is_world_process_zero():
+                self._show_completions(self._last_rollout)
         super().log(logs, start_time)
 
-    def _print_completions(self, scored: ScoredRollout) -> None:
-        rollout = scored.rollout
-        print_prompt_completions_sample(
-            rollout.prompts,
-            rollout.completions,
-            {name: column.tolist() for name, column in zip(self.reward_names, scored.rewards.T, strict=True)},
-            scored.scores.tolist(),
-            self.state.global_step,
-            self.args.num_completions_to_print,
+    def _show_completions(self, scored: ScoredRollout) -> None:
+        """To TensorBoard, and to the terminal where that is wanted."""
+        rollout, scores, step = scored.rollout, scored.scores.tolist(), self.state.global_step
+        count = self.args.num_completions_to_print
+        callbacks = self.callback_handler.callbacks
+        write_completions(
+            callbacks, rollout.prompts[:count], rollout.completions[:count], scores[:count], step
         )
+        if self.args.log_completions:
+            rewards = {
+                name: column.tolist()
+                for name, column in zip(self.reward_names, scored.rewards.T, strict=True)
+            }
+            print_prompt_completions_sample(
+                rollout.prompts, rollout.completions, rewards, scores, step, count
+            )
