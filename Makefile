@@ -1,19 +1,26 @@
-# Tieback. `make help` lists the targets; RECIPE, RUN, LAUNCH, DATA and ARGS are variables:
+# Tieback. `make help` lists the targets; RECIPE, RUN, LAUNCH, DATA, ARGS, ROUNDS and RANKED_BY are variables:
 #   make ppo RECIPE=hh ARGS="--learning_rate 1e-5"
 #   make rlhf RUN=runs/seed1 ARGS="--seed 1"
 #   make sft LAUNCH="accelerate launch --config_file accelerate_configs/multi_gpu.yaml"
 #   make reward RECIPE=hh DATA=path/to/preferences.jsonl.gz
+#   make rlhf ROUNDS=2                  # collect from the newest policy, refit the reward model, PPO again
+#   make rlhf RANKED_BY=people          # wait for rankings in a browser
 
 RECIPE ?= helpdesk
 RUN ?= runs/$(RECIPE)
 LAUNCH ?= accelerate launch --config_file accelerate_configs/cpu.yaml
 DATA ?=
 ARGS ?=
+ROUNDS ?= 1
+ROUND ?= 1
+RANKED_BY ?=
 PYTHON ?= python3
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
+LATER := $(filter-out 1,$(ROUND))
+ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
+STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
 .PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-slow lint format clean
 
@@ -27,12 +34,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-rlhf: $(STAMP) ## the whole pipeline: sft, collect, reward, ppo, evaluate
+rlhf: $(STAMP) ## the whole pipeline: sft, then ROUNDS times collect, reward, ppo, evaluate
 	$(MAKE) sft
-	$(MAKE) collect
-	$(MAKE) reward
-	$(MAKE) ppo
-	$(MAKE) evaluate
+	set -e; for round in $$(seq $(ROUNDS)); do \
+	  $(MAKE) collect ROUND=$$round; \
+	  $(if $(filter people,$(RANKED_BY)),$(MAKE) label ROUND=$$round ARGS=--until_finished;) \
+	  $(MAKE) reward ROUND=$$round; \
+	  $(MAKE) ppo ROUND=$$round; \
+	  $(MAKE) evaluate ROUND=$$round; \
+	done
 
 sft: $(STAMP) ## 1. supervised fine-tuning on demonstrations
 collect: $(STAMP) ## 2. sample responses from the SFT model, and rank them
@@ -43,10 +53,10 @@ sft collect reward ppo evaluate:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) pipeline/$@.py $(STAGE_ARGS)
 
 label: $(STAMP) ## rank the collected responses in a browser
-	$(BIN)/python -m pipeline.label --responses $(RUN)/collect/responses.jsonl --output $(RUN)/label/preferences.jsonl $(ARGS)
+	$(BIN)/python -m pipeline.label --responses $(ROUND_DIR)/collect/responses.jsonl --output $(ROUND_DIR)/label/preferences.jsonl $(ARGS)
 
 compare: $(STAMP) ## compare SFT and PPO in a browser, blind
-	$(BIN)/python -m pipeline.label --compare $(RUN)/evaluate/samples.jsonl --output $(RUN)/compare/preferences.jsonl $(ARGS)
+	$(BIN)/python -m pipeline.label --compare $(ROUND_DIR)/evaluate/samples.jsonl --output $(ROUND_DIR)/compare/preferences.jsonl $(ARGS)
 
 watch: $(STAMP) ## the curves and the latest completions of runs/ in a browser
 	$(BIN)/tensorboard --logdir runs $(ARGS)

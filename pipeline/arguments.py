@@ -25,30 +25,47 @@ class RunArguments:
 
     Args:
         run_dir: folder with one sub-folder a stage (`<run_dir>/sft`, `<run_dir>/collect`, ...).
+        round: of collecting, ranking, refitting and tuning; the stages of a round after the first have their folders
+            in `<run_dir>/round<n>`, except sft, which comes before all rounds.
     """
 
     run_dir: str = field(
         default="runs/helpdesk", metadata={"help": "Folder of the run: each stage writes <run_dir>/<stage>."}
     )
 
+    round: int = field(
+        default=1,
+        metadata={"help": "Round of collect, reward, ppo and evaluate, from 1; see docs/human_feedback.md."},
+    )
+
     # What the recipe and the command line set, with the values they came to (filled in by `parse_stage`).
     recipe: dict[str, Any] = field(default_factory=dict, init=False)
 
-    def stage_dir(self, stage: str) -> Path:
-        """Folder of `stage` in this run."""
-        return Path(self.run_dir) / stage
+    def __post_init__(self) -> None:
+        if self.round < 1:
+            raise UsageError(f"round counts from 1; it is {self.round}.")
 
-    def require(self, stage: str, wanted: str) -> Path:
-        """Return `<run_dir>/<stage>/<wanted>`, or stop with the command that makes it.
+    def stage_dir(self, stage: str, round: int | None = None) -> Path:
+        """Folder of `stage` in this run, of this round or another."""
+        round = self.round if round is None else round
+        first = stage == "sft" or round == 1
+        return Path(self.run_dir) / (stage if first else f"round{round}/{stage}")
+
+    def require(self, stage: str, wanted: str, round: int | None = None) -> Path:
+        """Return `<stage_dir>/<wanted>`, or stop with the command that makes it.
 
         Raises:
             UsageError: the file is missing.
         """
-        path = self.stage_dir(stage) / wanted
+        round = self.round if round is None else round
+        path = self.stage_dir(stage, round) / wanted
         if not path.exists():
+            flag, variable = (
+                (f" --round {round}", f" ROUND={round}") if round > 1 and stage != "sft" else ("", "")
+            )
             raise UsageError(
                 f"{path} does not exist. Make it with `accelerate launch pipeline/{stage}.py --run_dir "
-                f"{self.run_dir}` (or `make {stage} RUN={self.run_dir}`)."
+                f"{self.run_dir}{flag}` (or `make {stage} RUN={self.run_dir}{variable}`)."
             )
         return path
 

@@ -1,4 +1,4 @@
-"""Collect responses: K samples a prompt from the SFT model, ranked by the simulated annotator or left for people.
+"""Collect responses: K samples a prompt from the newest policy (at first the SFT model), ranked by the simulated annotator or left for people.
 
 Sampling is from the model's own distribution (no top-k, no top-p) at a temperature. It can be interrupted at any
 moment, kill -9 included: the same command goes on where it stopped, and ends with the file of an uninterrupted run.
@@ -50,7 +50,7 @@ class CollectArguments:
 
     Args:
         output_dir: folder of the responses; `<run_dir>/collect` when None.
-        model_name_or_path: the model that answers; `<run_dir>/sft` when None.
+        model_name_or_path: the model that answers; when None `<run_dir>/sft`, after round 1 the PPO model of the last.
         dtype: of its weights.
         dataset_name: "helpdesk", a local file, or a hub data set; its prompts are used.
         dataset_config: configuration of a hub data set.
@@ -68,7 +68,9 @@ class CollectArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the responses; <run_dir>/collect."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Who answers; <run_dir>/sft."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Who answers; <run_dir>/sft, later the round before's PPO."}
+    )
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "helpdesk, a local file, or a hub data set."}
@@ -100,7 +102,8 @@ def main() -> None:
     run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)
-    path = args.model_name_or_path or str(run.require("sft", "metrics.json").parent)
+    args.seed += run.round - 1  # other prompts, or at least other responses, than the rounds before
+    path = args.model_name_or_path or str(newest_policy(run))
     tokenizer = load_tokenizer(path)
     model = load_policy(path, tokenizer, ModelConfig(dtype=args.dtype)).to(state.device).eval()
     prompts, left_out = load_prompts(args, tokenizer, model)
@@ -133,6 +136,17 @@ def main() -> None:
         metrics["collect/seconds"] = time.perf_counter() - started
         finish_stage("collect", folder, metrics, run.recipe)
     state.wait_for_everyone()
+
+
+def newest_policy(run: RunArguments) -> Path:
+    """Folder of the policy that the round before made; of the SFT model in the first round.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if run.round == 1:
+        return run.require("sft", "metrics.json").parent
+    return run.require("ppo", "metrics.json", run.round - 1).parent
 
 
 def load_prompts(

@@ -36,6 +36,7 @@ class LabelArguments:
         overlap: share of the items that every annotator is shown, so that their agreement can be measured.
         uncertain_to: reward models (folders or hub names): items on whose ranking they are least sure come first; with
             several, those on which they disagree most.
+        until_finished: end when every item is judged, instead of at ctrl-C.
         seed: of the order in which responses stand on the page.
         host: address to serve at.
         port: of the server; the first free one from 7860 when None.
@@ -52,6 +53,7 @@ class LabelArguments:
     uncertain_to: list[str] | None = field(
         default=None, metadata={"help": "Reward models: what they are least sure of comes first."}
     )
+    until_finished: bool = field(default=False, metadata={"help": "End when every item is judged."})
     seed: int = field(default=0, metadata={"help": "Of the order in which responses are shown."})
     host: str = field(default="127.0.0.1", metadata={"help": "Address to serve at."})
     port: int | None = field(default=None, metadata={"help": "Port; the first free one from 7860."})
@@ -97,7 +99,8 @@ def main() -> None:
 
     session = Session(items, log, output, args.overlap, args.seed, side_by_side=args.compare is not None)
     auth = ("annotator", args.password) if args.password else None
-    serve(build_page(session, "Tieback: judge responses"), args.host, args.port, auth)
+    until = session.is_finished if args.until_finished else None
+    serve(build_page(session, "Tieback: judge responses"), args.host, args.port, auth, until)
 
 
 def open_log(output: Path) -> JudgementLog:

@@ -15,6 +15,7 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,12 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from data.pairs import encode_pairs
-from data.sources import load_rows
+from data.sources import Rows, load_rows
 from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
 from pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
 from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
@@ -54,10 +55,11 @@ class RewardArguments:
     """The pairs to learn from, and what the scores are centred on.
 
     Args:
-        dataset_name: a local file or a hub data set; `<run_dir>/collect/preferences.jsonl` when None.
+        dataset_name: a local file or a hub data set; when None the pairs of this round and of those before it, as
+            collect left them ranked (`collect/preferences.jsonl`) or people did (`label/preferences.jsonl`).
         dataset_config: configuration of a hub data set.
         dataset_train_split: its split.
-        max_rows: pairs at most.
+        max_rows: pairs at most, of each round.
         held_out_fraction: share of the prompts whose pairs are held out for the report.
         demonstrations_name: source of the demonstrations that score 0 on average: "helpdesk", a file or a hub data
             set; the chosen responses of the training pairs when None.
@@ -65,11 +67,11 @@ class RewardArguments:
     """
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Preference data; <run_dir>/collect/preferences.jsonl."}
+        default=None, metadata={"help": "Preference data; the pairs of all rounds so far."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    max_rows: int | None = field(default=None, metadata={"help": "Pairs at most."})
+    max_rows: int | None = field(default=None, metadata={"help": "Pairs at most, of each round."})
     held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the prompts held out."})
     demonstrations_name: str | None = field(
         default=None, metadata={"help": "What scores 0 on average; the chosen responses when absent."}
@@ -85,17 +87,10 @@ def main() -> None:
         "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
     )
     started = time.perf_counter()
-    source = data_args.dataset_name or collected_pairs(run)
+    sources = [data_args.dataset_name] if data_args.dataset_name else collected_pairs(run)
     start = model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent)
     tokenizer = load_tokenizer(start, model_args.model_revision)
-    rows = load_rows(
-        source,
-        "preferences",
-        split=data_args.dataset_train_split,
-        config=data_args.dataset_config,
-        max_rows=data_args.max_rows,
-        seed=args.seed,
-    )
+    rows = load_pairs(sources, data_args, args.seed)
     check_chat_template(tokenizer, rows.dataset[0], args.chat_template_path)
     set_seed(args.seed)
     model = start_model(start, model_args)
@@ -135,19 +130,46 @@ def main() -> None:
     state.wait_for_everyone()
 
 
-def collected_pairs(run: RunArguments) -> str:
-    """The pairs that collect left.
+def collected_pairs(run: RunArguments) -> list[str]:
+    """The pairs of this round and of those before: as collect left them ranked, else as people ranked them.
 
     Raises:
-        UsageError: it left none.
+        UsageError: a round has none.
     """
-    folder = run.stage_dir("collect")
-    if (folder / "responses.jsonl").is_file() and not (folder / "preferences.jsonl").is_file():
-        raise UsageError(
-            f"The responses in {folder} are not ranked. Collect with annotator: simulated, or name pairs that people "
-            "made with --dataset_name (or `make reward DATA=...`)."
+    sources = []
+    for round in range(1, run.round + 1):
+        collected, labelled = (run.stage_dir(stage, round) for stage in ("collect", "label"))
+        by_people = labelled / "preferences.jsonl"
+        if (collected / "preferences.jsonl").is_file() or not (collected / "responses.jsonl").is_file():
+            sources.append(str(run.require("collect", "preferences.jsonl", round)))
+        elif by_people.is_file():
+            sources.append(str(by_people))
+        else:
+            raise UsageError(
+                f"The responses in {collected} are not ranked. Rank them with `python -m pipeline.label --responses "
+                f"{collected / 'responses.jsonl'} --output {by_people}` (or `make label`), or collect with annotator: "
+                "simulated, or name pairs that people made with --dataset_name (or `make reward DATA=...`)."
+            )
+    return sources
+
+
+def load_pairs(sources: list[str], data_args: RewardArguments, seed: int) -> Rows:
+    """The preference rows of all sources, one after the other."""
+    parts = [
+        load_rows(
+            source,
+            "preferences",
+            split=data_args.dataset_train_split,
+            config=data_args.dataset_config,
+            max_rows=data_args.max_rows,
+            seed=seed,
         )
-    return str(run.require("collect", "preferences.jsonl"))
+        for source in sources
+    ]
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
+    return Rows(concatenate_datasets([part.dataset for part in parts]), dict(dropped))
 
 
 def start_model(path: str, model_args: ModelConfig) -> PreTrainedModel:

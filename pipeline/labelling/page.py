@@ -1,6 +1,8 @@
 """The page in the browser: one Gradio component whose script asks `Session` what to show."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.labelling.session import Session
@@ -13,6 +15,7 @@ import gradio as gr
 _FOLDER = Path(__file__).parent
 # Fonts of the machine: the default theme would fetch its own from the network.
 _FONTS = ["system-ui", "sans-serif"]
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def build_page(session: Session, title: str) -> gr.Blocks:
@@ -38,17 +41,14 @@ def build_page(session: Session, title: str) -> gr.Blocks:
     return page
 
 
-def serve(
-    page: gr.Blocks, host: str, port: int | None, auth: tuple[str, str] | None, block: bool = True
-) -> str:
-    """Serve the page until ctrl-C.
+def open_page(page: gr.Blocks, host: str, port: int | None, auth: tuple[str, str] | None) -> str:
+    """Serve the page from a thread of its own, until `page.close()`.
 
     Args:
         page: from `build_page`.
         host: address to bind to.
         port: of the server; the first free one from 7860 where None.
         auth: user name and password that the page asks for.
-        block: return at ctrl-C only.
 
     Returns:
         The page's address.
@@ -66,9 +66,24 @@ def serve(
         theme=gr.themes.Base(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
         allowed_paths=[],
     )
-    print(
-        f"Open {url} in a browser; ctrl-C here ends it. Every judgement is on disk once the page shows the next item."
-    )
-    if block:
-        page.block_thread()
     return str(url)
+
+
+def serve(
+    page: gr.Blocks,
+    host: str,
+    port: int | None,
+    auth: tuple[str, str] | None,
+    until: Callable[[], bool] | None,
+) -> None:
+    """Serve the page until ctrl-C, or until `until` says so; see `open_page`."""
+    url = open_page(page, host, port, auth)
+    print(f"Open {url} in a browser; ctrl-C here ends it. What the page has taken is on disk.", flush=True)
+    try:
+        while until is None or not until():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        # The last reply has still to reach the page.
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        pass
+    page.close(verbose=False)

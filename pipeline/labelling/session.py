@@ -90,6 +90,13 @@ class Session:
 
         return self._answer(annotator, take_back)
 
+    def is_finished(self) -> bool:
+        """Whether each item has been judged by somebody."""
+        with self._lock:
+            self.log.refresh()
+            judged = {judgement.item_id for judgement in self.log.judgements.values()}
+        return judged >= self._by_id.keys()
+
     def _answer(self, annotator: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             if not isinstance(annotator, str) or not annotator.strip() or len(annotator) > MAX_NAME:
