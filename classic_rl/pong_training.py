@@ -29,11 +29,11 @@ class PongPPOArguments(PPOHyperparameters):
     """Settings of PPO on Pong; the defaults are those of the preset `fast`."""
 
     total_steps: int = field(
-        default=1_500_000, metadata={"help": "Steps of the environments together (4 frames each)."}
+        default=1_000_000, metadata={"help": "Steps of the environments together (4 frames each)."}
     )
     num_envs: int = field(default=16, metadata={"help": "Environments that are stepped together."})
     num_steps: int = field(default=128, metadata={"help": "Steps of each environment in a rollout."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Of Adam; it falls to 0 linearly."})
+    learning_rate: float = field(default=7e-4, metadata={"help": "Of Adam; it falls to 0 linearly."})
     clip_range: float = field(default=0.1, metadata={"help": "Range of the policy ratio."})
     value_clip_range: float | None = field(
         default=None, metadata={"help": "Range of the values around those of the rollout; none by default."}
@@ -42,7 +42,7 @@ class PongPPOArguments(PPOHyperparameters):
     ent_coef: float = field(default=0.01, metadata={"help": "Weight of the entropy bonus."})
     gamma: float = field(default=0.99, metadata={"help": "Discount."})
     gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    num_ppo_epochs: int = field(default=3, metadata={"help": "Passes over each rollout."})
+    num_ppo_epochs: int = field(default=2, metadata={"help": "Passes over each rollout."})
     num_minibatches: int = field(default=8, metadata={"help": "Parts of a rollout; one optimiser step each."})
     max_grad_norm: float = field(default=0.5, metadata={"help": "Bound on the norm of the gradient."})
     normalize_frames: bool = field(

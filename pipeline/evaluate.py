@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -30,10 +31,10 @@ from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
 from pipeline.model_loading import context_length, load_policy, load_tokenizer
 from pipeline.ppo import load_reward
 from pipeline.prompt_lengths import fit_prompts
-from pipeline.report.curves import read_log
-from pipeline.report.page import Report, render
+from pipeline.report.gather import STAGES, write_facts, write_report
 from pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
 from pipeline.report.responses import reward_scores, sample_responses
+from pipeline.report.statistics import best_of_n, best_of_n_kl
 from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
 from pipeline.trainer.rewards import RewardError, RewardFunction, call_reward_function, combine_rewards
 from pipeline.trainer.rollout import (
@@ -71,6 +72,9 @@ class EvaluateArguments:
         dtype: of the policies' weights.
         num_resamples: resamples of the bootstrap.
         num_examples: pairs drawn at random for the page.
+        best_of: responses of SFT to each prompt from which the best by the reward model is chosen, for the frontier that
+            the page compares PPO with; 0 for none.
+        pong_dir: a Pong run whose diagnostics the page shows beside this run's, where it exists.
         seed: of the choice of prompts, the sampling and the bootstrap.
         output_dir: instead of `<run_dir>/evaluate`.
     """
@@ -106,6 +110,10 @@ class EvaluateArguments:
         default=10_000, metadata={"help": "Resamples of the bootstrap; 2,000 or more."}
     )
     num_examples: int = field(default=12, metadata={"help": "Pairs drawn at random for the page."})
+    best_of: int = field(
+        default=0, metadata={"help": "Responses of SFT a prompt for the best-of-n frontier; 0 for none."}
+    )
+    pong_dir: str = field(default="runs/pong", metadata={"help": "A Pong run to show beside this one."})
     seed: int = field(default=0, metadata={"help": "Of prompts, sampling and bootstrap."})
     output_dir: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/evaluate."})
 
@@ -115,6 +123,7 @@ class EvaluateArguments:
             "max_completion_length": 1,
             "batch_size": 1,
             "num_examples": 0,
+            "best_of": 0,
             "num_resamples": 2000,
         }
         for name, limit in least.items():
@@ -149,6 +158,8 @@ def main() -> None:
 
     rollouts: dict[str, Rollout] = {}
     log_ratios: list[float] = []
+    choices: Rollout | None = None
+    scores: dict[str, dict[str, list[float]]] = {}
     with accelerator.autocast():
         for name, policy in policies.items():
             end_ids = end_token_ids(tokenizer, policy.generation_config, args.stop_tokens)
@@ -159,20 +170,31 @@ def main() -> None:
             rollouts[name], log_ratios = sample_responses(
                 policy, dataset, tokenizer, config, args.batch_size, args.seed, name, reference
             )
-        scores = {}
+            if name == "sft" and args.best_of and reward_model is not None:
+                repeated = dataset.select([row for row in range(len(dataset)) for _ in range(args.best_of)])
+                choices, _ = sample_responses(
+                    policy, repeated, tokenizer, config, args.batch_size, args.seed, "best of n"
+                )
         if reward_model is not None:
-            scores["reward_score"] = {name: reward_scores(reward_model, rollouts[name]) for name in SYSTEMS}
+            to_score = rollouts | ({"choices": choices} if choices is not None else {})
+            scores["reward_score"] = {
+                name: reward_scores(reward_model, rollout) for name, rollout in to_score.items()
+            }
     if accelerator.is_main_process:
         if gold:
             scores["gold_score"] = {name: gold_scores(gold, rollouts[name]) for name in SYSTEMS}
+            if choices is not None:
+                scores["gold_score"]["choices"] = gold_scores(gold, choices)
         judge = "gold_score" if gold else "reward_score"
         pairs = make_pairs(rollouts, scores, log_ratios, judge)
         metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {
             "num_prompts/left_out": num_left_out
         }
-        write_outputs(Path(args.output_dir), pairs, make_report(run, args, folders, metrics, pairs, judge))
+        write_samples(Path(args.output_dir), pairs)
+        frontier = best_of_n_frontier(scores, args.best_of) if choices is not None else []
+        write_facts(Path(args.output_dir), report_facts(run, args, folders, judge, frontier))
         finish_stage("evaluate", args.output_dir, metrics, run.recipe)
-        accelerator.print(f"The page to read: {Path(args.output_dir) / 'report.html'}")
+        accelerator.print(f"The page to read: {write_report(Path(args.output_dir))}")
     # A process that leaves while another still works takes the connection down with it.
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -295,54 +317,54 @@ def gold_scores(gold: Judges, rollout: Rollout) -> list[float]:
         raise UsageError(f"gold_funcs: {error}") from error
 
 
-def make_report(
+def best_of_n_frontier(scores: dict[str, dict[str, list[float]]], best_of: int) -> list[dict[str, float]]:
+    """What choosing the best of n responses of SFT by the reward model gives, for n = 1, 2, 4, … up to `best_of`.
+
+    Args:
+        scores: of the responses to choose from, under `choices`, `best_of` to each prompt.
+        best_of: the largest n.
+
+    Returns:
+        `n`, `kl` (to SFT, in nats) and the mean `reward_score` and, where there is a gold judge, `gold_score`, for each n.
+    """
+    by_name = {name: np.reshape(values["choices"], (-1, best_of)) for name, values in scores.items()}
+    return [
+        {"n": n, "kl": best_of_n_kl(n)}
+        | {name: best_of_n(by_name["reward_score"], values, n) for name, values in by_name.items()}
+        for n in (2**power for power in range(best_of.bit_length()))
+    ]
+
+
+def report_facts(
     run: RunArguments,
     args: EvaluateArguments,
     folders: dict[str, str],
-    metrics: dict[str, float],
-    pairs: list[Pair],
     judge: str,
-) -> Report:
-    """Gather what the page shows of this evaluation and of the stages before it."""
+    frontier: list[dict[str, float]],
+) -> dict[str, Any]:
+    """What the page says and the other files do not hold: see `pipeline.report.gather`."""
     names = ", ".join(args.gold_funcs or [])
-    stages = {
-        stage: Path(folders.get(stage, run.stage_dir(stage))) for stage in ("sft", "collect", "reward", "ppo")
+    return {
+        "judge": judge,
+        "judge_name": f"the gold judge, {names}" if names else "the reward model, as no gold judge is named",
+        "prompts_name": f"{Path(args.dataset_name or '').name}, split {args.dataset_test_split}",
+        "stages": {stage: folders.get(stage, str(run.stage_dir(stage))) for stage in STAGES},
+        "rounds": [str(run.stage_dir("evaluate", round)) for round in range(1, run.round)],
+        "compare": str(run.stage_dir("compare") / "preferences.judgements.jsonl"),
+        "pong": args.pong_dir,
+        "frontier": frontier,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "num_examples": args.num_examples,
+        "num_resamples": args.num_resamples,
+        "seed": args.seed,
     }
-    stage_metrics = {stage: folder / "metrics.json" for stage, folder in stages.items()}
-    return Report(
-        metrics=metrics,
-        pairs=pairs,
-        judge=judge,
-        judge_name=f"the gold judge, {names}" if names else "the reward model, as no gold judge is named",
-        prompts_name=f"{Path(args.dataset_name or '').name}, split {args.dataset_test_split}",
-        histories={stage: read_log(folder) for stage, folder in stages.items()},
-        stage_metrics={
-            stage: json.loads(path.read_text(encoding="utf-8"))
-            for stage, path in stage_metrics.items()
-            if path.is_file()
-        },
-        reward_figures=sorted(stages["reward"].glob("*.png")),
-        settings={stage: read_settings(folder) for stage, folder in stages.items()}
-        | {"evaluate": run.recipe},
-        versions={"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
-        num_examples=args.num_examples,
-        seed=args.seed,
-    )
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What the recipe and the command line of a stage set; nothing where the stage left no settings.json."""
-    path = folder / "settings.json"
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return settings
-
-
-def write_outputs(output_dir: Path, pairs: list[Pair], report: Report) -> None:
-    """Write samples.jsonl and report.html."""
+def write_samples(output_dir: Path, pairs: list[Pair]) -> None:
+    """Write samples.jsonl."""
     output_dir.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(pair, ensure_ascii=False, default=str) + "\n" for pair in pairs)
     (output_dir / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    (output_dir / "report.html").write_text(render(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
-"""The labelling page in a real browser: what a person does, what they see, and what must not happen.
-
-The browser is Debian's Chromium, driven by Playwright; where there is none the tests are left out, but not in CI.
-"""
+"""The labelling page in a real browser: what a person does, what they see, and what must not happen."""
 
 import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,26 +12,13 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from pipeline.label import open_log
 from pipeline.labelling.items import read_comparisons, read_responses
 from pipeline.labelling.page import build_page, open_page
 from pipeline.labelling.session import Session
 from tests.test_label_session import read_jsonl, responses_file, write_jsonl
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here (apt-get install chromium)"
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from pipeline.report import page as page_module
 from pipeline.report.curves import curve, line_chart, logged_names, read_log
-from pipeline.report.examples import drawn_at_random, escape, worst_for_ppo
+from pipeline.report.examples import escape, examples_html
 from pipeline.report.page import Report, render
 
 HOSTILE = (
@@ -25,6 +27,7 @@ METRICS = {
     },
 }
 VOID = {"meta", "img", "br"}
+OWN_SCRIPT = "\n" + (Path(page_module.__file__).parent / "sort.js").read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -32,7 +35,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.attributes, self.text, self.styles, self.open = [], [], [], [], []
+        self.tags, self.attributes, self.text, self.styles, self.scripts, self.open = [], [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -51,7 +54,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        (self.styles if "style" in self.open else self.text).append(data)
+        kept = {"style": self.styles, "script": self.scripts}
+        kept.get(self.open[-1] if self.open else "", self.text).append(data)
 
 
 def side(response="fine", gold=0.0, reward=0.0, **more):
@@ -112,7 +116,8 @@ def hostile_report(tmp_path):
 
 def test_hostile_text_is_shown_and_does_nothing(hostile_report):
     page = Page(render(hostile_report))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
+    assert page.scripts == [OWN_SCRIPT]
     assert page.tags.count("img") == 1  # the figure
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     shown = "".join(page.text)
@@ -122,14 +127,14 @@ def test_hostile_text_is_shown_and_does_nothing(hostile_report):
 
 
 @pytest.mark.parametrize("make", [make_report, None])
-def test_the_page_needs_no_network_and_no_script(make, hostile_report):
+def test_the_page_needs_no_network(make, hostile_report):
     html = render(make() if make else hostile_report)
     page = Page(html)
     for name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
             assert value.startswith("data:image/png;base64,"), (name, value)
         assert "://" not in (value or "")
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     assert not re.search(r"url\(|@import|expression", "".join(page.styles))
 
 
@@ -170,19 +175,85 @@ def test_the_same_run_gives_the_same_page():
     assert render(make_report()) == render(make_report())
 
 
+def shown_without_script(pairs, count, seed=0):
+    html = examples_html(pairs, "gold_score", count, seed)
+    return re.findall(r'data-drawn="1"><div class="prompt"><div class="text" dir="auto">(.*?)</div>', html)
+
+
 def test_examples_are_drawn_from_all_pairs_without_repeats():
-    pairs = [pair(prompt=str(number)) for number in range(40)]
-    drawn = [drawn_at_random(pairs, 10, seed) for seed in range(60)]
-    assert all(len({p["prompt"] for p in sample}) == 10 for sample in drawn)
-    assert {p["prompt"] for sample in drawn for p in sample} == {str(number) for number in range(40)}
-    assert len(drawn_at_random(pairs, 100, seed=0)) == 40
+    pairs = [pair(prompt=f"prompt {number}") for number in range(40)]
+    drawn = [shown_without_script(pairs, 10, seed) for seed in range(60)]
+    assert all(len(set(sample)) == 10 for sample in drawn)
+    assert {prompt for sample in drawn for prompt in sample} == {f"prompt {number}" for number in range(40)}
+    assert len(shown_without_script(pairs, 100)) == 40
+    html = examples_html(pairs, "gold_score", 10, 0)
+    assert html.count("<article") == 40
+    assert html.count('data-drawn="0" hidden>') == 30
 
 
-def test_the_worst_pairs_are_those_that_ppo_lost_by_most():
-    gaps = [0.5, -3.0, 0.0, -1.0, -2.0]
-    pairs = [pair(prompt=str(gap), ppo=side(gold=gap)) for gap in gaps]
-    assert [p["prompt"] for p in worst_for_ppo(pairs, "gold_score", 2)] == ["-3.0", "-2.0"]
-    assert len(worst_for_ppo(pairs, "gold_score", 10)) == 3  # a tie and a win are no losses
+def test_what_changed_is_marked_where_two_responses_are_alike():
+    def marks(sft, ppo):
+        html = examples_html([pair(sft=side(sft), ppo=side(ppo))], "gold_score", 1, 0)
+        return [re.findall("<mark>(.*?)</mark>", part) for part in html.split('class="side"')[1:]]
+
+    assert marks("The capital is Sydney.", "The capital is Canberra.") == [["Sydney."], ["Canberra."]]
+    assert marks("It is two", "It is two, I think") == [["two"], ["two, I think"]]
+    assert marks("So: yes.\n\nIt is two", "So: yes. It is  three") == [["two"], ["three"]], "space is no word"
+    assert marks("the same", "the same") == [[], []]
+    assert marks("one thing", "something else entirely") == [[], []], (
+        "nothing in common: marks would tell nothing"
+    )
+    assert marks("a <b> c d", "a <i> c d") == [["&lt;b&gt;"], ["&lt;i&gt;"]]
+    long = "word " * 5000
+    assert marks(long + "x", long + "y") == [[], []], "beyond the words that are compared"
+
+
+def test_peoples_judgement_stands_beside_the_judges():
+    figures = {
+        "human/win_rate": 0.625,
+        "human/ci95_low": 0.5,
+        "human/ci95_high": 0.75,
+        "human/num_prompts": 40,
+        "human/num_judgements": 44,
+        "human/agreement_with_judge": 0.9,
+    }
+    text = " ".join(" ".join(Page(render(make_report(human=figures))).text).split())
+    assert "62.5% win rate of PPO, by people 95% interval 50.0% to 75.0%" in text
+    assert "44 judgements of 40 of these prompts" in text
+    assert "they agree on 90.0%" in text
+    assert "By people" not in render(make_report())
+
+
+def test_rounds_stand_below_one_another():
+    rounds = [{**METRICS, "gold_score/ppo": gold} for gold in (0.125, 0.25, 0.375)]
+    text = "".join(Page(render(make_report(rounds=rounds))).text)
+    assert re.search(r"round 1.*?0\.125.*round 2.*?0\.250.*round 3.*?0\.375", text, re.DOTALL)
+    assert "Round by round" not in render(make_report(rounds=rounds[:1]))
+
+
+def test_reward_stands_against_kl_with_the_frontier_where_there_is_one():
+    html = render(make_report())
+    assert "Reward against KL" in html
+    assert "best of" not in html
+    frontier = [{"n": n, "kl": n / 4, "reward_score": n / 2, "gold_score": n / 8} for n in (1, 2, 4)]
+    with_frontier = render(make_report(frontier=frontier))
+    assert with_frontier.count("<svg") == html.count("<svg")
+    text = "".join(Page(with_frontier).text)
+    assert re.search(r"best of 4.*?1\.00.*?2\.00.*?0\.50", text, re.DOTALL)
+    assert "Reward against KL" not in render(make_report(histories={}))
+
+
+def test_the_diagnostics_of_pong_stand_on_the_axes_of_the_language_model():
+    names = ("policy/entropy", "policy/approx_kl", "policy/clip_fraction")
+    history = [{"step": step, **dict.fromkeys(names, step / 7)} for step in range(1, 6)]
+    pong = [
+        {"step": 2048 * step, **dict.fromkeys(names, step / 9), "return/mean_20": 1.0} for step in range(1, 9)
+    ]
+    without = render(make_report(histories={"ppo": history}))
+    html = render(make_report(histories={"ppo": history}, pong_history=pong))
+    assert "The tie-back" not in without
+    assert html.count("<svg") == without.count("<svg") + 3
+    assert "% of the training" in html
 
 
 def test_curves_leave_out_what_is_not_a_finite_number():

@@ -1,10 +1,19 @@
 import math
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
-from pipeline.report.statistics import bootstrap_interval, distinct_n, distinct_texts, win_outcomes
+from pipeline.report.statistics import (
+    best_of_n,
+    best_of_n_kl,
+    bootstrap_interval,
+    correlation,
+    distinct_n,
+    distinct_texts,
+    repeated_n,
+    win_outcomes,
+)
 
 
 def test_a_tie_counts_half():
@@ -102,3 +111,44 @@ def test_one_phrase_for_all_shows():
     assert distinct_texts(["Sure!"] * 50) == 1 / 50
     assert distinct_texts(["one", " one ", "two"]) == 2 / 3
     assert distinct_n(["I am happy to help"] * 100, 2) == 4 / 400
+
+
+def test_repeated_n_counts_by_hand():
+    assert repeated_n(["a b c d"], 2) == 0
+    assert repeated_n(["a b a b a"], 2) == pytest.approx(2 / 4)  # ab ba ab ba
+    assert repeated_n(["a b a b a", "a b"], 2) == pytest.approx(2 / 5), "other texts are no repetition"
+    assert repeated_n(["a", ""], 2) == 0
+
+
+def test_correlation_is_that_of_lines_and_of_nothing():
+    assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
+    assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert correlation([1, 2, 3], [5, 5, 5]) == 0
+    assert correlation([1, 2, 3, 4], [1, -1, -1, 1]) == pytest.approx(0)
+
+
+def test_best_of_n_is_the_mean_over_all_draws():
+    rng = np.random.default_rng(0)
+    scores, values = rng.normal(size=(5, 6)), rng.normal(size=(5, 6))
+    for n in range(1, 7):
+        expected = [
+            np.mean(
+                [values[row, max(draw, key=lambda i: scores[row, i])] for draw in combinations(range(6), n)]
+            )
+            for row in range(5)
+        ]
+        assert best_of_n(scores, values, n) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert best_of_n(scores, scores, 6) == pytest.approx(scores.max(axis=1).mean())
+    assert best_of_n(scores, values, 1) == pytest.approx(values.mean())
+    with pytest.raises(ValueError, match="Best of 7"):
+        best_of_n(scores, values, 7)
+
+
+def test_best_of_n_kl_is_that_of_the_enumerated_policy():
+    """Of a policy over many equally likely responses with different scores, best-of-n has KL ln n − (n − 1)/n."""
+    size, n = 20_000, 4
+    upper, lower = np.arange(1, size + 1) / size, np.arange(size) / size
+    chosen = upper**n - lower**n  # chance that the i-th best of all is the best of n
+    exact = float(np.sum(chosen * np.log(chosen * size)))
+    assert best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
+    assert best_of_n_kl(1) == 0

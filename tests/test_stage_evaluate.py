@@ -224,7 +224,24 @@ def test_the_page_shows_this_run(run_dir, monkeypatch):
     assert f"{100 * metrics['win_rate/ppo_vs_sft']:.1f}%" in page
     assert "eval_judges:likes_w3" in page
     assert sum(sample["prompt"] in page for sample in samples) >= 4
-    assert page.count("<svg") == 2  # reward/mean with its held-out twin, and kl/ref
+    assert page.count("<svg") == 3  # reward/mean with its held-out twin, kl/ref, and one against the other
+
+
+def test_the_frontier_is_that_of_choosing_among_responses_of_sft(run_dir, monkeypatch):
+    metrics, samples = run(run_dir, monkeypatch, best_of=8)
+    assert (metrics, samples) == run(run_dir, monkeypatch, best_of=0, output_dir=run_dir / "without")
+    facts = json.loads((run_dir / "evaluate/report.json").read_text())
+    assert [point["n"] for point in facts["frontier"]] == [1, 2, 4, 8]
+    assert [point["kl"] for point in facts["frontier"]] == pytest.approx(
+        [math.log(n) - (n - 1) / n for n in (1, 2, 4, 8)]
+    )
+    rewards = [point["reward_score"] for point in facts["frontier"]]
+    assert rewards == sorted(rewards)
+    # 240 other responses of the same policy to the same prompts: their mean is that of the 30 compared, within noise.
+    spread = np.std([sample["sft"]["reward_score"] for sample in samples])
+    assert abs(rewards[0] - metrics["reward_score/sft"]) < 4 * spread / math.sqrt(len(samples))
+    assert all("gold_score" in point for point in facts["frontier"])
+    assert "best of 8" in (run_dir / "evaluate/report.html").read_text(encoding="utf-8")
 
 
 def test_same_seed_same_responses_and_another_seed_others(run_dir, monkeypatch):

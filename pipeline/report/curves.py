@@ -11,14 +11,15 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Matplotlib wants colours of its own; these stand-ins become CSS variables of the page.
-_INK, _GRID, _SERIES = "#010203", "#040506", ("#070809", "#0a0b0c")
+MAX_CURVES = 6
+_INK, _GRID, _SERIES = "#010203", "#040506", [f"#07080{number}" for number in range(1, MAX_CURVES + 1)]
 _CSS_COLOURS = {
     _INK: "var(--muted)",
     _GRID: "var(--line)",
-    _SERIES[0]: "var(--series-1)",
-    _SERIES[1]: "var(--series-2)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)},
 }
 _MAX_POINTS = 400
 
@@ -40,6 +41,23 @@ def read_log(stage_dir: Path) -> list[dict[str, Any]]:
             history = json.loads(path.read_text(encoding="utf-8")).get("log_history", [])
             return [entry for entry in history if isinstance(entry, dict)]
     return []
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the scalars that a run wrote for TensorBoard in `folder` or below it, as `read_log` would.
+
+    Of several runs, the one whose events are newest; empty where there is none.
+    """
+    files = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return []
+    events = EventAccumulator(str(files[-1].parent), size_guidance={"scalars": 0, "tensors": 1})
+    events.Reload()
+    by_step: dict[int, dict[str, Any]] = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            by_step.setdefault(event.step, {"step": event.step})[name] = event.value
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _checkpoints_newest_first(stage_dir: Path) -> list[Path]:
@@ -74,18 +92,21 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def line_chart(curves: Sequence[Curve], x_label: str, size: tuple[float, float] = (3.6, 1.9)) -> str:
-    """Draw one or two curves on common axes and return an `<svg>` element, its title left to the page.
+def line_chart(curves: Sequence[Curve | None], x_label: str, size: tuple[float, float] = (3.6, 1.9)) -> str:
+    """Draw up to `MAX_CURVES` curves on common axes and return an `<svg>` element, its title left to the page.
 
     Args:
-        curves: the first is drawn in the page's first colour, a second in its other colour, dashed.
+        curves: in the page's colours, in their order (None leaves one out); the second of two is dashed.
         x_label: unit of the steps.
         size: width and height in inches; the page scales the figure to its column.
     """
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        for item, colour, style in zip(curves, _SERIES, ("-", "--"), strict=False):
+        for number, (item, colour) in enumerate(zip(curves, _SERIES, strict=False)):
+            if item is None:
+                continue
+            style = "--" if number == 1 and len(curves) == 2 else "-"
             stride = math.ceil(len(item.steps) / _MAX_POINTS)
             axes.plot(
                 item.steps[::stride], item.values[::stride], linestyle=style, color=colour, linewidth=1.6

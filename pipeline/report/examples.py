@@ -1,11 +1,14 @@
 """Examples side by side: which pairs of an evaluation the page shows, and their HTML."""
 
+import difflib
 import html
 import random
 import re
 from collections.abc import Sequence
 from typing import Any
 
+# Words compared for marks (the time grows with their square), and how alike two responses must be to be marked.
+_MOST_WORDS, _LEAST_IN_COMMON = 600, 0.4
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -19,22 +22,38 @@ def escape(text: Any) -> str:
     return html.escape(visible.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
-def drawn_at_random(pairs: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` different pairs drawn uniformly, in their original order: the page must not choose its best ones."""
-    chosen = random.Random(seed).sample(range(len(pairs)), min(count, len(pairs)))
-    return [pairs[i] for i in sorted(chosen)]
+def examples_html(pairs: Sequence[dict[str, Any]], judge: str, count: int, seed: int) -> str:
+    """The section of examples: `count` drawn at random, and all others for whom the page's script can sort.
+
+    Args:
+        pairs: rows of samples.jsonl.
+        judge: name of the score that decides.
+        count: pairs shown at first.
+        seed: of the draw.
+    """
+    drawn = set(random.Random(seed).sample(range(len(pairs)), min(count, len(pairs))))
+    articles = "".join(_pair_html(pair, judge, number in drawn) for number, pair in enumerate(pairs))
+    orders = (("random", "drawn at random"), ("gain", "PPO won by most"), ("loss", "PPO lost by most"))
+    buttons = "".join(
+        f'<button type="button" data-order="{order}" aria-pressed="{str(order == "random").lower()}">{label}</button>'
+        for order, label in (*orders, ("ppo", "PPO’s best"), ("length", "PPO’s longest"))
+    )
+    return (
+        f'<h2>Responses side by side</h2><p class="note">{len(drawn)} of {len(pairs)} prompts, at first drawn at random. '
+        "<mark>Marked</mark> words stand on one side only; <code>samples.jsonl</code> has all the figures.</p>"
+        f'<div class="orders" hidden>{buttons}</div><div id="pairs" data-count="{max(count, 1)}">{articles}</div>'
+    )
 
 
-def worst_for_ppo(pairs: Sequence[dict[str, Any]], judge: str, count: int) -> list[dict[str, Any]]:
-    """The pairs that PPO lost by most on the score named `judge`, worst first; fewer where it lost fewer."""
-    lost = [pair for pair in pairs if pair["ppo"][judge] < pair["sft"][judge]]
-    return sorted(lost, key=lambda pair: pair["ppo"][judge] - pair["sft"][judge])[:count]
-
-
-def pair_html(pair: dict[str, Any], judge: str) -> str:
+def _pair_html(pair: dict[str, Any], judge: str, is_drawn: bool) -> str:
     """One prompt with the two responses to it, their scores, and which one the score named `judge` prefers."""
     sides = "".join(_side_html(pair, system, judge) for system in ("sft", "ppo"))
-    return f'<article class="pair"><div class="prompt">{_prompt_html(pair["prompt"])}</div><div class="sides">{sides}</div></article>'
+    gain = pair["ppo"][judge] - pair["sft"][judge]
+    keys = f'data-gain="{gain:.6g}" data-ppo="{pair["ppo"][judge]:.6g}" data-length="{pair["ppo"]["num_tokens"]}"'
+    return (
+        f'<article class="pair" {keys} data-drawn="{int(is_drawn)}"{"" if is_drawn else " hidden"}>'
+        f'<div class="prompt">{_prompt_html(pair["prompt"])}</div><div class="sides">{sides}</div></article>'
+    )
 
 
 def _prompt_html(prompt: str | list[dict[str, Any]]) -> str:
@@ -64,9 +83,35 @@ def _side_html(pair: dict[str, Any], system: str, judge: str) -> str:
     ]
     facts.append(f"{side['num_tokens']} tokens" + (", cut off" if side["truncated"] else ""))
     return (
-        f'<div class="side"><h4><span class="{system}">{system.upper()}</span>{won}</h4>{_text_html(side["response"])}'
-        f'<div class="meta">{" · ".join(facts)}</div></div>'
+        f'<div class="side"><h4><span class="{system}">{system.upper()}</span>{won}</h4>'
+        f'{_changed_html(side["response"], other["response"])}<div class="meta">{" · ".join(facts)}</div></div>'
     )
+
+
+def _changed_html(text: str, other: str) -> str:
+    """`text` with the words marked that `other` does not have in their place, where the two have much in common."""
+    words, others = (re.findall(r"\s*\S+", response) for response in (text, other))
+    compared, against = ([word.strip() for word in part[:_MOST_WORDS]] for part in (words, others))
+    # Without autojunk, whose shortcut for long texts takes frequent words for noise.
+    matcher = difflib.SequenceMatcher(None, against, compared, autojunk=False)
+    if not words or matcher.ratio() < _LEAST_IN_COMMON:
+        return _text_html(text)
+    parts = []
+    for kind, _, _, start, end in matcher.get_opcodes():
+        piece = "".join(words[start:end])
+        marked = piece.lstrip() if kind != "equal" else ""
+        space = piece.removesuffix(marked) if marked else piece
+        parts.append(escape(space) + (f"<mark>{escape(marked)}</mark>" if marked else ""))
+    parts.append(escape("".join(words[_MOST_WORDS:])))
+    return f'<div class="text" dir="auto">{"".join(parts)}</div>'
+
+
+def plain_table(values: dict[str, Any]) -> str:
+    """Names and values, two columns."""
+    rows = "".join(
+        f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in values.items()
+    )
+    return f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div>'
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:

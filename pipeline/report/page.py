@@ -1,18 +1,19 @@
-"""The page of an evaluation: one HTML file that needs neither network nor JavaScript, in light and in dark.
+"""The page of an evaluation: one HTML file that needs no network, in light and in dark.
 
-Everything that a model or a person wrote goes through `examples.escape`.
+Everything that a model or a person wrote goes through `examples.escape`. A small script sorts the examples; without it
+the page shows those drawn at random.
 """
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.curves import curve, line_chart, logged_names
-from pipeline.report.examples import drawn_at_random, escape, number, pair_html, worst_for_ppo
+from pipeline.report.examples import escape, examples_html, number, plain_table
+from pipeline.report.training import earlier_stages_html, ppo_html, reward_against_kl_html, tie_back_html
 
 _STYLE = Path(__file__).with_name("style.css")
+_SCRIPT = Path(__file__).with_name("sort.js")
 
 # (name in metrics.json, what it is, decimals, whether it is a fraction to show in per cent)
 _COMPARED = (
@@ -34,14 +35,14 @@ _COMPARED = (
         1,
         True,
     ),
-)
-_PPO_CURVES = (
-    ("reward/mean", "Reward", "mean score, penalties included"),
-    ("kl/ref", "KL to the reference", "nats a completion"),
-    ("policy/entropy", "Entropy", "of the policy, nats a token"),
-    ("policy/clip_fraction", "Clip fraction", "share of tokens"),
-    ("value/loss", "Value loss", "of the critic"),
-    ("completions/mean_length", "Completion length", "tokens"),
+    ("repeated_4", "Repeated phrases", "four words that stood in the same response already", 1, True),
+    (
+        "reward_length_correlation",
+        "Reward and length",
+        "correlation of the reward model’s score with the length: near 1, length is what it likes",
+        2,
+        False,
+    ),
 )
 
 
@@ -55,6 +56,10 @@ class Report:
         judge: `gold_score` or `reward_score`: the score of `pairs` that decides a win.
         judge_name: that judge in words, e.g. the names of the gold functions.
         prompts_name: where the prompts come from, in words.
+        human: figures of people's comparisons, as `human.human_figures` gives them; empty where there are none.
+        rounds: metrics.json of each round's evaluation, this one's last.
+        frontier: best-of-n of SFT, as evaluate computes it; empty where it did not.
+        pong_history: as `histories`, of a Pong run; empty where there is none.
         histories: `log_history` of the trainings, by stage (`sft`, `reward`, `ppo`).
         stage_metrics: metrics.json of the earlier stages, by stage.
         reward_figures: PNG files of the reward-model report.
@@ -69,6 +74,10 @@ class Report:
     judge: str
     judge_name: str
     prompts_name: str
+    human: dict[str, float] = field(default_factory=dict)
+    rounds: Sequence[dict[str, float]] = ()
+    frontier: Sequence[dict[str, float]] = ()
+    pong_history: Sequence[dict[str, Any]] = ()
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stage_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     reward_figures: Sequence[Path] = ()
@@ -81,18 +90,29 @@ class Report:
 def render(report: Report) -> str:
     """Return the whole page."""
     title = _verdict(report.metrics)
+    ppo_history = report.histories.get("ppo", [])
     sections = (
         _headline(report, title),
-        _examples(report),
-        _ppo_curves(report.histories.get("ppo", [])),
-        _earlier_stages(report),
+        _human(report.human),
+        _rounds(report.rounds),
+        examples_html(report.pairs, report.judge, report.num_examples, report.seed),
+        ppo_html(ppo_history),
+        reward_against_kl_html(ppo_history, report.frontier),
+        earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics),
+        tie_back_html(ppo_history, report.pong_history),
         _settings(report),
     )
+    script = f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>"
+    return document(title, "".join(sections), script)
+
+
+def document(title: str, body: str, script: str = "") -> str:
+    """A whole page around `body`, which is HTML; `title` is text."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
-        f"<body><main>\n{''.join(sections)}</main></body>\n</html>\n"
+        f"<body><main>\n{body}</main>\n{script}</body>\n</html>\n"
     )
 
 
@@ -126,17 +146,60 @@ def _headline(report: Report, title: str) -> str:
     return f"""<h1>{escape(title)}</h1>
 <p class="lead">PPO against the SFT model that it started from, on {count} held-out prompts
 ({escape(report.prompts_name)}), one sampled response each.</p>
-<div class="hero">
-<div><div class="big">{_percent(rate)}</div><div class="note">win rate of PPO</div>
+{_hero(rate, low, high, "win rate of PPO")}
+<p>The response with the higher score wins its prompt, a tie counts half; the judge is {escape(report.judge_name)}.{agreement}
+The interval is a bootstrap over prompts.</p>
+{caveat}{_score_table(metrics)}"""
+
+
+def _hero(rate: float, low: float, high: float, label: str) -> str:
+    return f"""<div class="hero">
+<div><div class="big">{_percent(rate)}</div><div class="note">{label}</div>
 <div class="note">95% interval {_percent(low)} to {_percent(high)}</div></div>
 <div class="scale">
 <div class="track"><div class="band" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></div>
 <div class="even"></div><div class="dot" style="left:{100 * rate:.2f}%"></div></div>
 <div class="ends"><span>SFT always better</span><span>even</span><span>PPO always better</span></div>
-</div></div>
-<p>The response with the higher score wins its prompt, a tie counts half; the judge is {escape(report.judge_name)}.{agreement}
-The interval is a bootstrap over prompts.</p>
-{caveat}{_score_table(metrics)}"""
+</div></div>"""
+
+
+def _human(figures: dict[str, float]) -> str:
+    if not figures:
+        return ""
+    rate, low, high = (figures[f"human/{name}"] for name in ("win_rate", "ci95_low", "ci95_high"))
+    agreement = (
+        f" Where both people and the judge decide, they agree on {_percent(figures['human/agreement_with_judge'])}."
+        if "human/agreement_with_judge" in figures
+        else ""
+    )
+    return f"""<h2>By people’s judgement</h2>
+{_hero(rate, low, high, "win rate of PPO, by people")}
+<p>{int(figures["human/num_judgements"])} judgements of {int(figures["human/num_prompts"])} of these prompts, made without
+knowing which response is whose; a tie counts half.{agreement}</p>"""
+
+
+def _rounds(rounds: Sequence[dict[str, float]]) -> str:
+    if len(rounds) < 2:
+        return ""
+    columns = (
+        ("gold_score/ppo", "gold score", 3),
+        ("reward_score/ppo", "reward-model score", 2),
+        ("kl/ppo_vs_sft", "KL to SFT", 2),
+        ("win_rate/ppo_vs_sft", "win rate against SFT", 3),
+    )
+    shown = [column for column in columns if all(column[0] in metrics for metrics in rounds)]
+    head = "".join(f'<th scope="col">{label}</th>' for _, label, _ in shown)
+    rows = "".join(
+        f"<tr><td>round {place}</td>"
+        + "".join(f"<td>{number(metrics[name], decimals)}</td>" for name, _, decimals in shown)
+        + "</tr>"
+        for place, metrics in enumerate(rounds, start=1)
+    )
+    return (
+        '<h2>Round by round</h2><p class="note">In each round the newest policy answers, the reward model is fitted again to all '
+        "rankings so far, and PPO starts again from the SFT model. Each round’s reward model has a scale of its own.</p>"
+        f'<div class="scroll"><table><thead><tr><th scope="col">PPO after</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _score_table(metrics: dict[str, float]) -> str:
@@ -163,88 +226,13 @@ def _score_row(label: str, note: str, cells: tuple[str, str, str]) -> str:
     return f"<tr><td>{label}<small>{note}</small></td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _examples(report: Report) -> str:
-    drawn = drawn_at_random(report.pairs, report.num_examples, report.seed)
-    parts = [
-        "<h2>Responses side by side</h2>",
-        f'<p class="note">{len(drawn)} of {len(report.pairs)} prompts, drawn at random. '
-        "<code>samples.jsonl</code> has them all.</p>",
-        *(pair_html(pair, report.judge) for pair in drawn),
-    ]
-    worst = worst_for_ppo(report.pairs, report.judge, count=min(3, report.num_examples))
-    if worst:
-        parts += ["<h3>Where PPO lost by most</h3>", *(pair_html(pair, report.judge) for pair in worst)]
-    return "".join(parts)
-
-
-def _ppo_curves(history: list[dict[str, Any]]) -> str:
-    figures = [_chart(history, name, label, note, "iteration") for name, label, note in _PPO_CURVES]
-    shown = {name for name, _, _ in _PPO_CURVES}
-    rest = sorted({name.removeprefix("eval_") for name in logged_names(history)} - shown)
-    more = [chart for chart in (_chart(history, name, name, "", "iteration") for name in rest) if chart]
-    if not any(figures) and not more:
-        return '<h2>PPO training</h2><p class="note">No training log was found beside the PPO model.</p>'
-    others = (
-        f'<details><summary>All other logged figures ({len(more)})</summary><div class="charts">{"".join(more)}</div>'
-        "</details>"
-        if more
-        else ""
-    )
-    return f'<h2>PPO training</h2><div class="charts">{"".join(figures)}</div>{others}'
-
-
-def _chart(history: list[dict[str, Any]], name: str, label: str, note: str, x_label: str) -> str:
-    """Chart of `name` and of its held-out twin `eval_<name>`, whichever were logged; empty where neither was."""
-    train, held_out = curve(history, name), curve(history, f"eval_{name}")
-    curves = [item for item in (train, held_out) if item]
-    if not curves:
-        return ""
-    if train and held_out:
-        note += ' <span class="ppo">— training</span> <span class="sft">- - held-out</span>'
-    elif held_out:
-        note += " held-out"
-    return f"<figure><figcaption><b>{escape(label)}</b> {note}</figcaption>{line_chart(curves, x_label)}</figure>"
-
-
-def _earlier_stages(report: Report) -> str:
-    charts = "".join(
-        _chart(report.histories.get(stage, []), "loss", label, "", "step")
-        for stage, label in (("sft", "SFT loss"), ("reward", "Reward-model loss"))
-    )
-    pictures = "".join(_picture(path) for path in report.reward_figures)
-    tables = "".join(
-        f"<h3><code>{escape(stage)}/metrics.json</code></h3>{_plain_table({k: f'{v:.4g}' for k, v in metrics.items()})}"
-        for stage, metrics in report.stage_metrics.items()
-    )
-    if not (charts or pictures or tables):
-        return ""
-    details = f"<details><summary>Figures of the earlier stages</summary>{tables}</details>" if tables else ""
-    return f'<h2>SFT and the reward model</h2><div class="charts">{charts}{pictures}</div>{details}'
-
-
-def _picture(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    name = escape(path.stem.replace("_", " "))
-    return (
-        f'<figure><figcaption><b>Reward model: {name}</b></figcaption><img alt="Reward model: {name}" '
-        f'src="data:image/png;base64,{data}"></figure>'
-    )
-
-
 def _settings(report: Report) -> str:
     recipes = "".join(
-        f"<details><summary>Recipe of {escape(stage)}</summary>{_plain_table(settings)}</details>"
+        f"<details><summary>Recipe of {escape(stage)}</summary>{plain_table(settings)}</details>"
         for stage, settings in report.settings.items()
         if settings
     )
     return (
         f"<h2>Recipe and versions</h2>{recipes}"
-        f"<details><summary>Library versions</summary>{_plain_table(report.versions)}</details>"
+        f"<details><summary>Library versions</summary>{plain_table(report.versions)}</details>"
     )
-
-
-def _plain_table(values: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in values.items()
-    )
-    return f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div>'

@@ -5,7 +5,14 @@ from statistics import fmean
 from typing import Any
 
 from data.conversations import last_text
-from pipeline.report.statistics import bootstrap_interval, distinct_n, distinct_texts, win_outcomes
+from pipeline.report.statistics import (
+    bootstrap_interval,
+    correlation,
+    distinct_n,
+    distinct_texts,
+    repeated_n,
+    win_outcomes,
+)
 from pipeline.trainer.rollout import Rollout
 
 SYSTEMS = ("sft", "ppo")
@@ -83,7 +90,11 @@ def summarize(pairs: Sequence[Pair], judge: str, resamples: int, seed: int) -> d
             f"distinct_1/{system}": distinct_n(texts, 1),
             f"distinct_2/{system}": distinct_n(texts, 2),
             f"distinct_responses/{system}": distinct_texts(texts),
+            f"repeated_4/{system}": repeated_n(texts, 4),
         }
+        if "reward_score" in pairs[0][system]:
+            lengths, scores = column(pairs, system, "num_tokens"), column(pairs, system, "reward_score")
+            metrics[f"reward_length_correlation/{system}"] = correlation(lengths, scores)
     return metrics
 
 

@@ -1,5 +1,6 @@
 """The statistics of an evaluation: win rate of paired scores, its bootstrap interval, and diversity of texts."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,3 +70,53 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 def distinct_texts(texts: Sequence[str]) -> float:
     """Number of different texts over the number of `texts`: 1/N where one phrase answers everything."""
     return len({" ".join(text.split()) for text in texts}) / len(texts)
+
+
+def repeated_n(texts: Sequence[str], n: int) -> float:
+    """Share of all n-grams of words that stood earlier in the same text already (Welleck et al. 2020, "seq-rep-n").
+
+    0 where no text repeats itself or none has n words.
+    """
+    grams = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in map(str.split, texts)]
+    total = sum(map(len, grams))
+    return 1 - sum(len(set(own)) for own in grams) / total if total else 0.0
+
+
+def correlation(first: ArrayLike, second: ArrayLike) -> float:
+    """Pearson's correlation of two lists of N numbers; 0 where one of them does not vary."""
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> float:
+    """Mean value of the response with the highest score among n drawn from N, over all ways to draw them.
+
+    Unbiased for a best-of-n policy, from N ≥ n samples (Nakano et al. 2021, "WebGPT", equation in section 3; Gao et
+    al. 2022). Where scores tie, the value is that of one of the tied.
+
+    Args:
+        scores: what the choice goes by, [prompts, N].
+        values: what is averaged, of the same shape; the scores themselves, or a judge's.
+        n: responses to choose from.
+
+    Raises:
+        ValueError: n is not within 1 and N.
+    """
+    by, what = np.asarray(scores, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    count = by.shape[1]
+    if not 1 <= n <= count:
+        raise ValueError(f"Best of {n} cannot be told from {count} samples a prompt.")
+    # The i-th in ascending order is the best of n in C(i, n − 1) of the C(N, n) draws.
+    weights = np.array([math.comb(i, n - 1) for i in range(count)]) / math.comb(count, n)
+    ordered = np.take_along_axis(what, np.argsort(by, axis=1, kind="stable"), axis=1)
+    return float((ordered @ weights).mean())
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL of a best-of-n policy to the one it draws from, in nats: ln n − (n − 1)/n (Stiennon et al. 2020).
+
+    An upper bound, reached where all responses differ (Beirami et al. 2024).
+    """
+    return math.log(n) - (n - 1) / n

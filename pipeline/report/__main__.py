@@ -1,0 +1,37 @@
+"""The page of a run anew (with people's comparisons since), or of several runs beside one another.
+
+python -m pipeline.report runs/helpdesk
+python -m pipeline.report runs/seed0 runs/seed1 --output runs/comparison.html
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline.arguments import run_stage
+from pipeline.report.comparison import evaluation_folder, render_comparison
+from pipeline.report.gather import write_report
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="Folders of runs.")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/comparison.html"),
+        help="Page of several runs; that of one is its own evaluate/report.html.",
+    )
+    args = parser.parse_args()
+    if len(args.runs) == 1:
+        path = write_report(evaluation_folder(args.runs[0]))
+    else:
+        page = render_comparison(args.runs)
+        path = args.output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    print(f"The page to read: {path}")
+
+
+if __name__ == "__main__":
+    run_stage(main)
