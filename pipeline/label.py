@@ -93,6 +93,11 @@ def main() -> None:
     if args.summary:
         print_summary(summarize(items, list(log.judgements.values())))
         return
+    if args.uncertain_to:
+        # Only here: it brings in the trainers, which take seconds to import.
+        from pipeline.labelling.ordering import most_uncertain_first
+
+        items = most_uncertain_first(items, args.uncertain_to)
     if importlib.util.find_spec("gradio") is None:
         raise UsageError("The page needs Gradio: pip install -e '.[label]' (`make label` does).")
     from pipeline.labelling.page import build_page, serve

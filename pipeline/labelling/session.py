@@ -146,7 +146,8 @@ class Session:
             "prompt": as_messages(item.row["prompt"]),
             "responses": [item.row["responses"][index] for index in order],
             "side_by_side": self.side_by_side,
-            "aspects": list(ASPECTS),
+            # A choice between two is made by one key, which leaves no moment for ratings.
+            "aspects": [] if self.side_by_side else list(ASPECTS),
             "flags": list(FLAGS),
             "max_rating": MAX_RATING,
             "progress": self._progress(annotator, len(self._open_items(annotator))),
