@@ -1,4 +1,4 @@
-"""Every command in the README exists and is understood: targets, scripts, recipes and flags.
+"""Every command in the README and the guides exists and is understood: targets, scripts, recipes and flags.
 
 What the commands do is run at the recipe `smoke` by tests/test_stage_*.py and by `.ci/run`.
 """
@@ -14,18 +14,23 @@ from test_recipes import read_by_stage
 from transformers import HfArgumentParser
 
 from pipeline.arguments import RECIPES
+from pipeline.label import LabelArguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    ROOT / name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/human_feedback.md", "docs/pong.md", "docs/tieback.md")
+}
 
 
-def readme_commands() -> list[str]:
-    """Commands in the README's shell blocks, and those between backticks in its text."""
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+def commands_of(page: str) -> list[str]:
+    """Commands in a page's shell blocks, and those between backticks in its text."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     inline = re.findall(r"`((?:make|accelerate|python|pip|tensorboard) [^`]+)`", text)
-    return sorted({line for line in [*lines, *inline] if line})
+    return sorted({" ".join(line.split()) for line in [*lines, *inline] if line})
 
 
 def what_make_runs(command: str) -> list[str]:
@@ -40,7 +45,7 @@ def what_make_runs(command: str) -> list[str]:
     return [
         line
         for line in printed.splitlines()
-        if re.search(r"pipeline/\w+\.py|classic_rl|pytest|ruff|mypy", line)
+        if re.search(r"pipeline/\w+\.py|-m pipeline\.|classic_rl|pytest|ruff|mypy|tensorboard", line)
     ]
 
 
@@ -61,25 +66,38 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         module = importlib.import_module(words[words.index("-m") + 1])
         flags = words[words.index("-m") + 2 :]
         if hasattr(module, "parse"):
-            module.parse(flags)
+            # There is no run to resume here.
+            module.parse([flag for flag in flags if flag != "--resume"])
         else:
             HfArgumentParser(module.GridWorldArguments).parse_args_into_dataclasses(flags)
+    elif "pipeline.label" in words:
+        HfArgumentParser(LabelArguments).parse_args_into_dataclasses(
+            words[words.index("pipeline.label") + 1 :]
+        )
+    elif "pipeline.report" in words:
+        assert not [word for word in words if word.startswith("-") and word not in ("-m", "--output")]
     elif words[:2] == ["pip", "install"]:
         assert (ROOT / words[words.index("-c") + 1]).is_file()
     else:
-        known = ("tensorboard", ".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/python")
+        known = (
+            "tensorboard",
+            ".venv/bin/tensorboard",
+            ".venv/bin/ruff",
+            ".venv/bin/mypy",
+            ".venv/bin/python",
+        )
         assert words[0] in known, f"nobody knows how to check {command!r}"
 
 
 def test_the_readme_names_its_commands() -> None:
-    commands = readme_commands()
+    commands = commands_of(README)
     assert "make rlhf" in commands
     assert "make test" in commands
     assert len(commands) > 10
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", sorted({c for page in PAGES.values() for c in commands_of(page)}))
+def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not command.startswith("make"):
         check(command, monkeypatch)
         return
@@ -97,6 +115,7 @@ def test_the_python_of_the_readme_compiles_and_names_what_there_is() -> None:
             assert set(names.split(", ")) <= set(dir(importlib.import_module(module)))
 
 
-def test_every_file_the_readme_links_to_is_there() -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+def test_every_file_that_a_page_links_to_is_there() -> None:
+    for path, page in PAGES.items():
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+            assert (path.parent / link).exists(), f"{path}: {link}"
