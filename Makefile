@@ -8,7 +8,9 @@
 
 RECIPE ?= helpdesk
 RUN ?= runs/$(RECIPE)
-LAUNCH ?= accelerate launch --config_file accelerate_configs/cpu.yaml
+# accelerate would choose as many threads by itself, but say so at length.
+THREADS = $(shell $(BIN)/python -c "import psutil; print(psutil.cpu_count(logical=False) or 1)")
+LAUNCH ?= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} accelerate launch --config_file accelerate_configs/cpu.yaml
 DATA ?=
 ARGS ?=
 ROUNDS ?= 1

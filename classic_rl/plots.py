@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -182,3 +183,34 @@ def draw_values(path: Path, values: np.ndarray, rewards: np.ndarray, steps_per_s
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def draw_learning_curve(path: Path, steps: np.ndarray, seconds: np.ndarray, returns: np.ndarray) -> None:
+    """Draw the mean return of the last 20 training episodes over steps, with the minutes that they took above.
+
+    Args:
+        path: where to.
+        steps: of the environments together, `[N]`, rising.
+        seconds: of training up to each, `[N]`.
+        returns: `[N]`.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps / 1e6, returns, color="#3b6fb6", linewidth=1.6)
+    axes.set_ylim(-21.5, 21.5)
+    axes.set_yticks([-21, -10, 0, 10, 18, 21])
+    axes.set_xlim(0, steps[-1] / 1e6)
+    axes.grid(axis="y", color="#e3e6e9")
+    axes.set_xlabel("million steps")
+    axes.set_ylabel("return, mean of 20 episodes")
+    axes.spines[["top", "right"]].set_visible(False)
+    minutes = axes.secondary_xaxis(
+        "top", functions=(_between(steps / 1e6, seconds / 60), _between(seconds / 60, steps / 1e6))
+    )
+    minutes.set_xlabel("minutes of training")
+    figure.savefig(path, dpi=110)
+
+
+def _between(known: np.ndarray, values: np.ndarray) -> Callable[[Any], Any]:
+    """The line through points, as a function."""
+    return lambda x: np.interp(x, known, values)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import HfArgumentParser
 
@@ -30,6 +31,7 @@ from classic_rl.output import (
     write_json,
     write_metrics,
 )
+from classic_rl.plots import draw_learning_curve
 from classic_rl.pong_report import (
     PongPolicy,
     greedy_returns,
@@ -217,6 +219,11 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
         print(f"Stopped after {status.steps:,} steps, and saved. Go on with: --resume --output_dir {folder}")
         return
     metrics = evaluate(PongPolicy(network, device), folder, arguments.eval_episodes)
+    if len(status.curve) > 1:
+        steps, seconds, returns = (np.array(column) for column in zip(*status.curve, strict=True))
+        draw_learning_curve(folder / "learning_curve.png", steps, seconds, returns)
+    if status.mean_return_100 is not None:
+        metrics["train/mean_return_100"] = status.mean_return_100
     metrics["train/env_steps"] = float(status.steps)
     metrics["train/seconds"] = status.seconds
     metrics["train/steps_per_second"] = status.steps / status.seconds

@@ -68,6 +68,10 @@ class Status:
     steps: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    # Steps, seconds and the mean return of the last 20 episodes, after each iteration that has one.
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    # Of the last 100 training episodes, or as many as there were.
+    mean_return_100: float | None = None
 
 
 def train(
@@ -106,14 +110,15 @@ def train(
     status = Status()
     if resume:
         status.steps, progress = load_checkpoint(folder, policy, optimizer, collector)
-        status.seconds = progress["seconds"]
+        status.seconds, status.curve = progress["seconds"], [tuple(point) for point in progress["curve"]]
     per_iteration = settings.num_envs * settings.num_steps
     num_iterations = -(-settings.total_steps // per_iteration)
     saved = status.steps
 
     def save() -> None:
         nonlocal saved
-        save_checkpoint(folder, status.steps, policy, optimizer, collector, {"seconds": status.seconds})
+        progress = {"seconds": status.seconds, "curve": status.curve}
+        save_checkpoint(folder, status.steps, policy, optimizer, collector, progress)
         saved = status.steps
 
     if settings.normalize_frames and not status.steps:
@@ -145,6 +150,9 @@ def train(
             elapsed = time.perf_counter() - started
             status.seconds += elapsed
             figures = _figures(collector, per_iteration / elapsed)
+            if "return/mean_20" in figures:
+                status.curve.append((status.steps, status.seconds, figures["return/mean_20"]))
+                status.mean_return_100 = figures["return/mean_100"]
             accelerator.log({**stats.metrics(), **figures, "learning_rate": learning_rate}, status.steps)
             bar.show(status.steps, figures)
             if on_iteration is not None:

@@ -119,3 +119,19 @@ def test_every_file_that_a_page_links_to_is_there() -> None:
     for path, page in PAGES.items():
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
             assert (path.parent / link).exists(), f"{path}: {link}"
+
+
+CODE_LINES = re.compile(r"\[`([^`]+)`\]\(([^)#]+)#L(\d+)\)")
+
+
+def test_every_line_of_code_that_a_page_points_to_stands_there() -> None:
+    found = 0
+    for path, page in PAGES.items():
+        for snippet, link, number in CODE_LINES.findall(page):
+            lines = (path.parent / link).read_text(encoding="utf-8").splitlines()
+            places = [place for place, line in enumerate(lines, start=1) if line.strip() == snippet]
+            assert int(number) in places, (
+                f"{path.name}: {snippet!r} stands in {link} at line {places}, not {number}"
+            )
+            found += 1
+    assert found >= 28  # seven concepts, four programs
