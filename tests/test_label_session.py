@@ -275,14 +275,28 @@ def test_two_servers_share_a_log_and_one_may_be_killed(tmp_path):
     assert {*by_ada, *by_bob, *left} == {item.item_id for item in session.items}
 
 
-def test_items_belong_to_their_texts_not_to_their_file(tmp_path):
+def test_judgements_belong_to_their_texts_whatever_the_file_and_its_order(tmp_path):
     session = make_session(tmp_path)
     judge_all(session, "ada", limit=2)
-    changed = read_jsonl(tmp_path / "responses.jsonl")
-    changed[0]["responses"][0] += " changed"
-    items = read_responses(write_jsonl(tmp_path / "other.jsonl", changed))
-    other = Session(items, open_log(session.output), session.output)
-    assert other.start("ada")["progress"] == {"done": 1, "total": 6}
+    rows = read_jsonl(tmp_path / "responses.jsonl")
+    items = read_responses(write_jsonl(tmp_path / "other.jsonl", rows[::-1]))
+    assert Session(items, open_log(session.output), session.output).start("ada")["progress"]["done"] == 2
+    rows[0]["responses"][0] += " changed"
+    items = read_responses(write_jsonl(tmp_path / "other.jsonl", rows))
+    before = session.output.read_bytes()
+    with pytest.raises(UsageError, match="1 judgements of responses that are not in this file"):
+        Session(items, open_log(session.output), session.output)
+    assert session.output.read_bytes() == before
+
+
+def test_an_item_judged_again_has_one_judgement(tmp_path):
+    session = make_session(tmp_path, count=1)
+    view = session.start("ada")
+    session.judge("ada", view["item_id"], {"ranks": [1, 2, 3]})
+    session.judge("ada", view["item_id"], {"ranks": [3, 2, 1]})
+    for log in (session.log, open_log(session.output)):
+        (judgement,) = log.judgements.values()
+        assert [judgement.ranks[index] for index in judgement.order] == [3, 2, 1]
 
 
 def test_rows_with_nothing_to_compare_are_left_out_and_bad_ones_named(tmp_path):

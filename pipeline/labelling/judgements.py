@@ -72,6 +72,7 @@ class JudgementLog:
         self.path = path
         self.judgements: dict[str, Judgement] = {}
         self.shown: dict[str, tuple[str, float]] = {}
+        self._standing: dict[tuple[str, str], str] = {}
         self._read_to = 0
         self._line = 0
 
@@ -149,8 +150,8 @@ class JudgementLog:
         elif kind == "judged":
             judgement = Judgement(**event)
             who = (judgement.item_id, judgement.annotator)
-            for earlier in [j for j in self.judgements.values() if (j.item_id, j.annotator) == who]:
-                del self.judgements[earlier.judgement_id]
+            self.judgements.pop(self._standing.get(who, ""), None)
+            self._standing[who] = judgement.judgement_id
             self.judgements[judgement.judgement_id] = judgement
             self.shown.pop(judgement.annotator, None)
         elif kind == "undone":

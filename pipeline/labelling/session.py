@@ -10,6 +10,7 @@ from typing import Any
 
 from data.conversations import as_messages
 from data.errors import DataError
+from pipeline.arguments import UsageError
 from pipeline.labelling.items import Item
 from pipeline.labelling.judgements import (
     ASPECTS,
@@ -39,6 +40,9 @@ class Session:
         seed: of the order of the responses on the page.
         side_by_side: two responses, of which one is chosen, instead of a ranking.
         clock: seconds since the epoch.
+
+    Raises:
+        UsageError: the log holds judgements of other items.
     """
 
     items: Sequence[Item]
@@ -51,6 +55,13 @@ class Session:
 
     def __post_init__(self) -> None:
         self._by_id = {item.item_id: item for item in self.items}
+        others = [j for j in self.log.judgements.values() if j.item_id not in self._by_id]
+        if others:
+            # Their pairs could not be written, for want of the texts.
+            raise UsageError(
+                f"{self.log.path} holds {len(others)} judgements of responses that are not in this file. Name another "
+                "--output for these responses, or the file that was judged."
+            )
         self._lock = threading.Lock()
 
     def start(self, annotator: str) -> dict[str, Any]:
@@ -78,15 +89,11 @@ class Session:
         """Take back the annotator's last judgement, and show its item again with what was said."""
 
         def take_back() -> dict[str, Any]:
-            own = [j for j in self.log.judgements.values() if j.annotator == annotator]
-            if not own:
-                raise DataError("There is nothing to undo.")
             judgement = self.log.undo(annotator)
+            if judgement is None:
+                raise DataError("There is nothing to undo.")
             self._write_output()
-            item = self._by_id.get(own[-1].item_id)
-            if item is None or judgement is None:
-                return self._view_next(annotator)
-            return self._view(item, annotator, judgement)
+            return self._view(self._by_id[judgement.item_id], annotator, judgement)
 
         return self._answer(annotator, take_back)
 
@@ -161,8 +168,5 @@ class Session:
         return view
 
     def _progress(self, annotator: str, num_waiting: int) -> dict[str, int]:
-        done = sum(
-            judgement.annotator == annotator and judgement.item_id in self._by_id
-            for judgement in self.log.judgements.values()
-        )
+        done = sum(judgement.annotator == annotator for judgement in self.log.judgements.values())
         return {"done": done, "total": done + num_waiting}
