@@ -102,6 +102,12 @@ def main() -> None:
     run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)
+    ranked = folder / "preferences.jsonl"
+    if args.annotator == "none" and ranked.exists():
+        raise UsageError(
+            f"{ranked} holds rankings of an earlier run, which the reward model would learn from: remove it to have "
+            "people rank, or name another --run_dir."
+        )
     args.seed += run.round - 1  # other prompts, or at least other responses, than the rounds before
     path = args.model_name_or_path or str(newest_policy(run))
     tokenizer = load_tokenizer(path)

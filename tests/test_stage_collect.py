@@ -208,6 +208,14 @@ def test_without_an_annotator_responses_are_left_for_people(policy, tmp_path):
     assert not (tmp_path / "out" / "preferences.jsonl").exists()
 
 
+def test_rankings_of_an_earlier_run_are_not_left_for_the_reward_model(policy, tmp_path):
+    (tmp_path / "preferences.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match=r"preferences\.jsonl holds rankings of an earlier run"):
+        run(policy, tmp_path, "--annotator", "none")
+    assert not (tmp_path / "responses.jsonl").exists()
+    assert (tmp_path / "preferences.jsonl").read_text() == "{}\n"
+
+
 def test_bad_settings_are_refused_before_sampling(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "respond", lambda *_: pytest.fail("sampling began"))
     with pytest.raises(UsageError, match="leave such prompts out"):
