@@ -86,7 +86,7 @@ class PongArguments:
         default="", metadata={"help": "Do not train: evaluate the policy of this folder, draw and film it."}
     )
     eval_episodes: int = field(default=30, metadata={"help": "Episodes of an evaluation."})
-    save_every: int = field(default=200_000, metadata={"help": "Environment steps between checkpoints."})
+    save_every: int = field(default=50_000, metadata={"help": "Environment steps between checkpoints."})
     video_every: int = field(
         default=0, metadata={"help": "Environment steps between videos while training; 0 for none."}
     )

@@ -17,7 +17,6 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from pipeline.arguments import UsageError, run_stage
-from pipeline.labelling.agreement import print_summary, summarize
 from pipeline.labelling.items import read_comparisons, read_responses
 from pipeline.labelling.judgements import JudgementLog
 from pipeline.labelling.session import Session
@@ -86,11 +85,18 @@ def _is_loopback(host: str) -> bool:
 def main() -> None:
     """Run the command."""
     quiet_libraries()
+    missing = [name for name in ("gradio", "krippendorff") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"{' and '.join(missing)} must be installed: pip install -e '.[label]' -c constraints.txt"
+        )
     (args,) = HfArgumentParser(LabelArguments, prog="python -m pipeline.label").parse_args_into_dataclasses()
     output = Path(args.output)
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)
     if args.summary:
+        from pipeline.labelling.agreement import print_summary, summarize
+
         print_summary(summarize(items, list(log.judgements.values())))
         return
     if args.uncertain_to:
@@ -98,8 +104,6 @@ def main() -> None:
         from pipeline.labelling.ordering import most_uncertain_first
 
         items = most_uncertain_first(items, args.uncertain_to)
-    if importlib.util.find_spec("gradio") is None:
-        raise UsageError("The page needs Gradio: pip install -e '.[label]' (`make label` does).")
     from pipeline.labelling.page import build_page, serve
 
     session = Session(items, log, output, args.overlap, args.seed, side_by_side=args.compare is not None)

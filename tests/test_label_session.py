@@ -1,7 +1,9 @@
 """Judging without a browser: who is shown what, what is kept, and the preference rows that come of it."""
 
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from data.errors import DataError
 from data.sources import load_rows
+from pipeline import label
 from pipeline.arguments import UsageError
 from pipeline.label import LabelArguments, open_log
 from pipeline.labelling.items import read_comparisons, read_responses
@@ -334,3 +337,25 @@ def test_settings_that_cannot_be_meant_are_refused(settings, message):
         LabelArguments(**{"output": "out.jsonl", **settings})
     for host in ("127.0.0.1", "localhost", "::1"):
         LabelArguments(output="out.jsonl", responses="a", host=host)
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else real(name))
+    with pytest.raises(UsageError, match=r"gradio must be installed: pip install -e '\.\[label\]'"):
+        label.main()
+
+
+def test_the_summary_is_printed(tmp_path, monkeypatch, capsys):
+    session = make_session(tmp_path, overlap=1.0)
+    judge_all(session, "ada")
+    judge_all(session, "bob", limit=3)
+    responses = str(tmp_path / "responses.jsonl")
+    monkeypatch.setattr(
+        sys, "argv", ["label", "--responses", responses, "--output", str(session.output), "--summary"]
+    )
+    label.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"judgements/by/ada\W+6\b", printed)
+    assert re.search(r"judgements/by/bob\W+3\b", printed)
+    assert re.search(r"agreement/alpha\W+1\b", printed)
