@@ -65,7 +65,7 @@ watch: $(STAMP) ## the curves and the latest completions of runs/ in a browser
 
 gridworld: $(STAMP) ## Q-learning in a 3x3 grid (a second)
 cartpole: $(STAMP) ## CartPole by Double DQN, or by PPO with ARGS="--algorithm ppo" (a minute)
-pong: $(STAMP) ## Pong from pixels by PPO (a quarter of an hour)
+pong: $(STAMP) ## Pong from pixels by PPO (twenty minutes)
 gridworld cartpole pong:
 	$(BIN)/python -m classic_rl.$@ $(ARGS)
 

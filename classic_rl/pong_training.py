@@ -29,7 +29,7 @@ class PongPPOArguments(PPOHyperparameters):
     """Settings of PPO on Pong; the defaults are those of the preset `fast`."""
 
     total_steps: int = field(
-        default=600_000, metadata={"help": "Steps of the environments together (4 frames each)."}
+        default=1_000_000, metadata={"help": "Steps of the environments together (4 frames each)."}
     )
     num_envs: int = field(default=16, metadata={"help": "Environments that are stepped together."})
     num_steps: int = field(default=128, metadata={"help": "Steps of each environment in a rollout."})
@@ -39,7 +39,7 @@ class PongPPOArguments(PPOHyperparameters):
         default=None, metadata={"help": "Range of the values around those of the rollout; none by default."}
     )
     vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
-    ent_coef: float = field(default=0.003, metadata={"help": "Weight of the entropy bonus."})
+    ent_coef: float = field(default=0.01, metadata={"help": "Weight of the entropy bonus."})
     gamma: float = field(default=0.99, metadata={"help": "Discount."})
     gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     num_ppo_epochs: int = field(default=2, metadata={"help": "Passes over each rollout."})
