@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -238,7 +239,7 @@ def test_a_torn_line_costs_nothing_else(tmp_path, caplog):
 JUDGE_FOR_EVER = """
 import sys
 from pathlib import Path
-from tests.test_label_session import Session, answer_for, open_log, read_responses
+from test_label_session import Session, answer_for, open_log, read_responses
 
 folder, annotator = Path(sys.argv[1]), sys.argv[2]
 output = folder / "preferences.jsonl"
@@ -253,7 +254,12 @@ while not view.get("finished"):
 
 def start_judging(tmp_path, annotator):
     command = [sys.executable, "-c", JUDGE_FOR_EVER, str(tmp_path), annotator]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
 
 
 def test_two_servers_share_a_log_and_one_may_be_killed(tmp_path):

@@ -259,7 +259,7 @@ function onKey(event) {
   else if (view.finished) return;
   else if (flag) submit(flag);
   else if (key === 'n') root.querySelector('.note').focus();
-  else if (ASPECT_KEYS[key]) { state.aspect = ASPECT_KEYS[key]; refresh(); }
+  else if (view.aspects.includes(ASPECT_KEYS[key])) { state.aspect = ASPECT_KEYS[key]; refresh(); }
   else if (state.aspect && /^[1-9]$/.test(key)) { if (Number(key) <= view.max_rating) rate(state.focus, state.aspect, Number(key)); }
   else if (view.side_by_side) {
     if (key === 'ArrowLeft' || key === '1') choose([1, 2]);
