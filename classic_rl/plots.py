@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -207,6 +208,9 @@ def draw_learning_curve(path: Path, steps: np.ndarray, seconds: np.ndarray, retu
     minutes = axes.secondary_xaxis(
         "top", functions=(_between(steps / 1e6, seconds / 60), _between(seconds / 60, steps / 1e6))
     )
+    # Beyond the last point there are no minutes to tell.
+    ticks = matplotlib.ticker.MaxNLocator(8).tick_values(0, seconds[-1] / 60)
+    minutes.set_xticks(ticks[ticks <= seconds[-1] / 60])
     minutes.set_xlabel("minutes of training")
     figure.savefig(path, dpi=110)
 
