@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.curves import Curve, curve, line_chart, logged_names
-from pipeline.report.examples import escape, plain_table
+from pipeline.report.examples import escape, number, plain_table
 
 History = Sequence[dict[str, Any]]
 
@@ -75,7 +75,7 @@ def _frontier_table(frontier: Sequence[dict[str, float]]) -> str:
     labels = {"kl": "KL", "reward_score": "reward model", "gold_score": "gold"}
     head = "".join(f'<th scope="col">{labels[name]}</th>' for name in names)
     rows = "".join(
-        f"<tr><td>best of {int(point['n'])}</td>{''.join(f'<td>{point[name]:.2f}</td>' for name in names)}</tr>"
+        f"<tr><td>best of {int(point['n'])}</td>{''.join(f'<td>{number(point[name], 2)}</td>' for name in names)}</tr>"
         for point in frontier
     )
     return f'<div class="scroll"><table><thead><tr><th scope="col">SFT</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
