@@ -32,6 +32,7 @@ from data.pairs import encode_pairs
 from data.sources import Rows, load_rows
 from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
 from pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
+from pipeline.progress import show_figures
 from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
 from reward_model.head import (
     is_classifier,
@@ -107,6 +108,7 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+    show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint))
     save(trainer, start, model_args, tokenizer)
     steps, history = trainer.state.global_step, trainer.state.log_history

@@ -30,6 +30,7 @@ from pipeline.model_loading import (
     load_tokenizer,
     new_policy,
 )
+from pipeline.progress import show_figures
 from pipeline.prompt_lengths import fit_prompts
 from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
 
@@ -108,6 +109,7 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+    show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
     stop_ids = model.generation_config.eos_token_id
     result = trainer.train(
         resume_from_checkpoint=checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)

@@ -108,6 +108,16 @@ def test_the_report_is_that_of_the_saved_model_on_the_held_out_pairs(run_dir):
     assert metrics["margin/bob"] == pytest.approx(fmean(margins["bob"]), abs=1e-5)
 
 
+def test_the_terminal_shows_a_bar_with_its_figures_and_one_table(run_dir, capfd):
+    run(run_dir, "--logging_steps", "1")
+    out, err = capfd.readouterr()
+    last = err.split("\r")[-1]
+    assert "100%" in last
+    assert all(f"{name} 0." in last.replace("-", "") for name in ("loss", "accuracy", "margin")), last
+    assert "{" not in out + err, "a dictionary of the Trainer's"
+    assert out.count("accuracy/held_out") == 1
+
+
 def test_it_learns_a_preference_that_length_does_not_tell(run_dir):
     longer, shorter = ("Sure! It is blue.", "Never! Red."), ("Sure! Blue.", "Never! It is red.")
     write_pairs(run_dir, [pair(f"Question {n}?", *(longer, shorter)[n % 2]) for n in range(40)])

@@ -10,12 +10,14 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.trainer_callback import ProgressCallback
 from trl import ModelConfig, SFTTrainer
 
 from data.tokenizer import train_tokenizer
 from pipeline import sft
 from pipeline.arguments import RECIPES, UsageError
 from pipeline.model_loading import end_of_turn_id, ensure_pad_token, load_policy, load_tokenizer, new_policy
+from pipeline.progress import FiguresInBar
 
 SMOKE = str(RECIPES / "smoke" / "sft.yaml")
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -67,6 +69,13 @@ def test_metrics_are_numbers_under_the_agreed_names(smoke):
     assert metrics["num_demonstrations/train"] + metrics["num_demonstrations/eval"] == 80
     # After two small steps from scratch the model still knows little more than the size of its vocabulary.
     assert metrics["loss/eval"] == pytest.approx(torch.tensor(400.0).log().item(), abs=0.3)
+
+
+def test_the_bar_bears_figures_that_are_logged(smoke):
+    (bar,) = (item for item in smoke[1].callback_handler.callbacks if isinstance(item, ProgressCallback))
+    assert isinstance(bar, FiguresInBar)
+    logged = {name for entry in smoke[1].state.log_history for name in entry}
+    assert bar.shown.keys() <= logged
 
 
 def test_the_loss_is_on_the_completion_and_its_end_alone(smoke):

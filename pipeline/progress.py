@@ -1,0 +1,39 @@
+"""The bar of a training by Transformers' Trainer."""
+
+from typing import Any
+
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+
+class FiguresInBar(ProgressCallback):
+    """Trainer's bar (rate and time left), which bears the latest figures instead of a dictionary for each log.
+
+    Args:
+        shown: the figures that matter, in the order of the bar: name in the log, and name in the bar.
+    """
+
+    def __init__(self, shown: dict[str, str]) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the figures behind the bar."""
+        logs = logs or {}
+        figures = [f"{label} {logs[name]:.3g}" for name, label in self.shown.items() if name in logs]
+        if figures and self.training_bar is not None:
+            self.training_bar.set_postfix_str("  ".join(figures))
+
+
+def show_figures(trainer: Trainer, shown: dict[str, str]) -> None:
+    """Have the bar of `trainer` bear these figures (see `FiguresInBar`); without a bar all is left as it is."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(FiguresInBar(shown))
