@@ -56,6 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_minibatches": 4,
         "clip_range": 0.1,
         "ent_coef": 0.01,
+        "anneal_ent_coef": False,
         "gae_lambda": 0.9,
         "gamma": 0.99,
         "learning_rate": 2.5e-4,

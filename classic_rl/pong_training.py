@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,6 +40,9 @@ class PongPPOArguments(PPOHyperparameters):
     )
     vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
     ent_coef: float = field(default=0.01, metadata={"help": "Weight of the entropy bonus."})
+    anneal_ent_coef: bool = field(
+        default=True, metadata={"help": "Let ent_coef fall to 0 with the learning rate."}
+    )
     gamma: float = field(default=0.99, metadata={"help": "Discount."})
     gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     num_ppo_epochs: int = field(default=2, metadata={"help": "Passes over each rollout."})
@@ -131,16 +134,18 @@ def train(
             started = time.perf_counter()
             if iteration and iteration % _ITERATIONS_OF_MOVES == 0:
                 collector.restart(_environment_seed(seed, iteration))
-            learning_rate = settings.learning_rate * (1 - iteration / num_iterations)
+            remaining = 1 - iteration / num_iterations
+            learning_rate = settings.learning_rate * remaining
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+            ent_coef = settings.ent_coef * (remaining if settings.anneal_ent_coef else 1)
             with accelerator.autocast():
                 batch = collector.collect(policy, settings.num_steps, settings.gamma, settings.gae_lambda)
             stats = ppo_core.update(
                 policy,
                 optimizer,
                 batch.flatten_time(),
-                settings,
+                replace(settings, ent_coef=ent_coef),
                 accelerator,
                 micro_batch_size=per_iteration // settings.num_minibatches,
             )
@@ -153,7 +158,8 @@ def train(
             if "return/mean_20" in figures:
                 status.curve.append((status.steps, status.seconds, figures["return/mean_20"]))
                 status.mean_return_100 = figures["return/mean_100"]
-            accelerator.log({**stats.metrics(), **figures, "learning_rate": learning_rate}, status.steps)
+            annealed = {"learning_rate": learning_rate, "ent_coef": ent_coef}
+            accelerator.log({**stats.metrics(), **figures, **annealed}, status.steps)
             bar.show(status.steps, figures)
             if on_iteration is not None:
                 on_iteration(status.steps, policy)

@@ -215,6 +215,28 @@ def test_the_first_minibatch_sees_the_policy_that_played(bf16, tmp_path, monkeyp
     assert 0 < stats[0].entropy <= math.log(6) + 1e-6
 
 
+@pytest.mark.parametrize("anneal", [False, True])
+def test_learning_rate_and_entropy_bonus_fall_to_nothing(anneal, tmp_path, monkeypatch):
+    used = []
+    real = ppo_core.update
+
+    def update(policy, optimizer, batch, hyper, *rest, **more):
+        used.append((optimizer.param_groups[0]["lr"], hyper.ent_coef))
+        return real(policy, optimizer, batch, hyper, *rest, **more)
+
+    monkeypatch.setattr(ppo_core, "update", update)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    settings = PongPPOArguments(
+        total_steps=16, num_envs=2, num_steps=2, num_minibatches=1, num_ppo_epochs=1,
+        learning_rate=0.1, ent_coef=0.02, anneal_ent_coef=anneal,
+    )  # fmt: skip
+    train(settings, 0, tmp_path, Accelerator(cpu=True), save_every=10**9)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    shares = [1, 0.75, 0.5, 0.25]
+    expected = [(0.1 * share, 0.02 * (share if anneal else 1)) for share in shares]
+    np.testing.assert_allclose(used, expected, rtol=1e-12)
+
+
 def command(folder, *more):
     return [
         sys.executable, "-m", "classic_rl.pong", "--output_dir", str(folder), "--report_to", "none", *TINY, *more,
@@ -321,7 +343,7 @@ def test_presets_and_flags():
     expected = {
         "num_envs": 8, "num_steps": 128, "num_ppo_epochs": 4, "num_minibatches": 4, "clip_range": 0.1,
         "ent_coef": 0.01, "gae_lambda": 0.9, "gamma": 0.99, "learning_rate": 2.5e-4, "vf_coef": 0.5,
-        "max_grad_norm": 0.5, "normalize_frames": False,
+        "max_grad_norm": 0.5, "normalize_frames": False, "anneal_ent_coef": False,
     }  # fmt: skip
     assert {name: asdict(tutorial)[name] for name in expected} == expected
     _, overridden = parse(["--preset", "tutorial", "--num_envs", "4"])
