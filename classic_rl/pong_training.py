@@ -15,13 +15,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import ppo_core
 from classic_rl.checkpoints import load_checkpoint, save_checkpoint
 from classic_rl.networks import NatureActorCritic
-from classic_rl.output import UsageError, require_positive, save_weights
+from classic_rl.output import UsageError, load_weights, require_positive, save_weights
 from classic_rl.pong_environment import ACTION_NAMES, make_env
+from classic_rl.pong_report import PongPolicy, greedy_returns
 from classic_rl.rollout import Collector
 from ppo_core import Batch, PPOHyperparameters
 
 # The environments begin anew after so many iterations, so that a resume has no more moves than these to play again.
 _ITERATIONS_OF_MOVES = 200
+# Of the environments in which the policies to keep are selected.
+_SELECTION_SEED = 1_000_000
 
 
 @dataclass
@@ -53,9 +56,17 @@ class PongPPOArguments(PPOHyperparameters):
         metadata={"help": "Show each pixel's deviation from its mean so far, not its grey level."},
     )
 
+    selection_every: int = field(
+        default=50_000,
+        metadata={"help": "Environment steps between greedy evaluations; the best policy is kept."},
+    )
+    selection_episodes: int = field(default=10, metadata={"help": "Episodes of each of them."})
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "total_steps", "num_envs", "num_steps")
+        require_positive(
+            self, "total_steps", "num_envs", "num_steps", "selection_every", "selection_episodes"
+        )
         rows = self.num_envs * self.num_steps
         if rows % self.num_minibatches:
             raise UsageError(
@@ -75,6 +86,8 @@ class Status:
     curve: list[tuple[int, float, float]] = field(default_factory=list)
     # Of the last 100 training episodes, or as many as there were.
     mean_return_100: float | None = None
+    # Of the policy that is kept, in the evaluation that selected it.
+    best_return: float | None = None
 
 
 def train(
@@ -88,7 +101,8 @@ def train(
 ) -> tuple[NatureActorCritic, Status]:
     """Train a policy, or go on training it.
 
-    Ctrl-C lets the iteration end, saves a checkpoint and returns.
+    Every so often it plays greedily, and `policy.safetensors` is the best policy so far: a greedy policy may fall into a
+    rally without end, or lose a point each game, which a few updates earlier or later it does not. Ctrl-C lets the iteration end, saves a checkpoint and returns.
 
     Args:
         settings: of PPO.
@@ -100,7 +114,7 @@ def train(
         on_iteration: called with the steps so far and the policy after each iteration.
 
     Returns:
-        The policy, and where training stands.
+        The best policy, and where training stands.
 
     Raises:
         UsageError: there is nothing to resume from.
@@ -114,15 +128,27 @@ def train(
     if resume:
         status.steps, progress = load_checkpoint(folder, policy, optimizer, collector)
         status.seconds, status.curve = progress["seconds"], [tuple(point) for point in progress["curve"]]
+        status.best_return = progress["best_return"]
     per_iteration = settings.num_envs * settings.num_steps
     num_iterations = -(-settings.total_steps // per_iteration)
-    saved = status.steps
+    saved, best = status.steps, folder / "policy.safetensors"
 
     def save() -> None:
         nonlocal saved
-        progress = {"seconds": status.seconds, "curve": status.curve}
+        progress = {"seconds": status.seconds, "curve": status.curve, "best_return": status.best_return}
         save_checkpoint(folder, status.steps, policy, optimizer, collector, progress)
         saved = status.steps
+
+    def select() -> float:
+        returns = greedy_returns(
+            PongPolicy(policy, accelerator.device), settings.selection_episodes, _SELECTION_SEED
+        )
+        mean_return = float(returns.mean())
+        # Of equals the later one, which has learnt more.
+        if status.best_return is None or mean_return >= status.best_return:
+            status.best_return = mean_return
+            save_weights(best, policy.state_dict())
+        return mean_return
 
     if settings.normalize_frames and not status.steps:
         _observe_frames(
@@ -152,15 +178,17 @@ def train(
             if settings.normalize_frames:
                 _observe_frames(policy, batch)
             status.steps = (iteration + 1) * per_iteration
-            elapsed = time.perf_counter() - started
-            status.seconds += elapsed
-            figures = _figures(collector, per_iteration / elapsed)
+            figures = _figures(collector, per_iteration / (time.perf_counter() - started))
+            last = iteration == num_iterations - 1
+            if last or status.steps % settings.selection_every < per_iteration:
+                figures["eval/mean_return"] = select()
+            status.seconds += time.perf_counter() - started
             if "return/mean_20" in figures:
                 status.curve.append((status.steps, status.seconds, figures["return/mean_20"]))
                 status.mean_return_100 = figures["return/mean_100"]
             annealed = {"learning_rate": learning_rate, "ent_coef": ent_coef}
             accelerator.log({**stats.metrics(), **figures, **annealed}, status.steps)
-            bar.show(status.steps, figures)
+            bar.show(status.steps, figures, status.best_return)
             if on_iteration is not None:
                 on_iteration(status.steps, policy)
             if status.interrupted:
@@ -169,7 +197,9 @@ def train(
                 save()
     if status.steps > saved:
         save()
-    save_weights(folder / "policy.safetensors", policy.state_dict())
+    if status.best_return is None:
+        save_weights(best, policy.state_dict())
+    policy.load_state_dict(load_weights(best))
     return policy, status
 
 
@@ -212,10 +242,11 @@ class _Bar:
     def __exit__(self, *_: Any) -> None:
         self._progress.stop()
 
-    def show(self, steps: int, figures: dict[str, float]) -> None:
+    def show(self, steps: int, figures: dict[str, float], best_return: float | None) -> None:
         mean = figures.get("return/mean_20")
         text = f"{figures['train/steps_per_second']:,.0f} steps/s  return "
         text += "–" if mean is None else f"{mean:+.1f} (last 20)"
+        text += "" if best_return is None else f"  best {best_return:+.1f}"
         self._progress.update(self._task, completed=min(steps, self._total), description=text)
 
 

@@ -40,6 +40,8 @@ TINY = [
     "2",
     "--num_ppo_epochs",
     "1",
+    "--selection_episodes",
+    "1",
     "--use_cpu",
     "True",
 ]
@@ -206,7 +208,9 @@ def test_the_first_minibatch_sees_the_policy_that_played(bf16, tmp_path, monkeyp
     real = ppo_core.update
     monkeypatch.setattr(ppo_core, "update", lambda *a, **k: stats.append(real(*a, **k)) or stats[-1])
     AcceleratorState._reset_state(reset_partial_state=True)
-    settings = PongPPOArguments(total_steps=16, num_envs=2, num_steps=8, num_minibatches=2, num_ppo_epochs=1)
+    settings = PongPPOArguments(
+        total_steps=16, num_envs=2, num_steps=8, num_minibatches=2, num_ppo_epochs=1, selection_episodes=1
+    )
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
     train(settings, 0, tmp_path, accelerator, save_every=10**9)
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -228,7 +232,7 @@ def test_learning_rate_and_entropy_bonus_fall_to_nothing(anneal, tmp_path, monke
     AcceleratorState._reset_state(reset_partial_state=True)
     settings = PongPPOArguments(
         total_steps=16, num_envs=2, num_steps=2, num_minibatches=1, num_ppo_epochs=1,
-        learning_rate=0.1, ent_coef=0.02, anneal_ent_coef=anneal,
+        learning_rate=0.1, ent_coef=0.02, anneal_ent_coef=anneal, selection_episodes=1,
     )  # fmt: skip
     train(settings, 0, tmp_path, Accelerator(cpu=True), save_every=10**9)
     AcceleratorState._reset_state(reset_partial_state=True)
