@@ -31,7 +31,7 @@ def make_env(num_envs: int) -> AtariVectorEnv:
 
     Episodes begin with up to 30 no-ops, actions are never repeated by chance ("sticky"), rewards are the points (±1),
     and an environment resets in the step after an episode's end (Gymnasium's `AutoresetMode.NEXT_STEP`). It is what
-    `AtariPreprocessing` and `FrameStackObservation` make of PongNoFrameskip-v4; tests/test_classic_pong.py compares.
+    `AtariPreprocessing` and `FrameStackObservation` make of PongNoFrameskip-v4 (tests/test_classic_pong_environment.py).
     """
     return AtariVectorEnv("pong", num_envs, **_RULES)
 
