@@ -102,7 +102,8 @@ def train(
     """Train a policy, or go on training it.
 
     Every so often it plays greedily, and `policy.safetensors` is the best policy so far: a greedy policy may fall into a
-    rally without end, or lose a point each game, which a few updates earlier or later it does not. Ctrl-C lets the iteration end, saves a checkpoint and returns.
+    rally without end, or lose a point each game, which a few updates earlier or later it does not. Ctrl-C lets the
+    iteration end, saves a checkpoint and returns.
 
     Args:
         settings: of PPO.
