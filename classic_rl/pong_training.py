@@ -245,8 +245,9 @@ class _Bar:
 
     def show(self, steps: int, figures: dict[str, float], best_return: float | None) -> None:
         mean = figures.get("return/mean_20")
-        text = f"{figures['train/steps_per_second']:,.0f} steps/s  return "
-        text += "–" if mean is None else f"{mean:+.1f} (last 20)"
+        # Short, so that the bar and the time left fit beside it into 80 columns.
+        text = f"{figures['train/steps_per_second']:,.0f} steps/s  last 20 "
+        text += "–" if mean is None else f"{mean:+.1f}"
         text += "" if best_return is None else f"  best {best_return:+.1f}"
         self._progress.update(self._task, completed=min(steps, self._total), description=text)
 
