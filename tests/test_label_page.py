@@ -165,6 +165,33 @@ def test_the_server_may_be_killed_at_any_moment(browser, tmp_path):
     assert len(read_jsonl(tmp_path / "preferences.jsonl")) == 18
 
 
+def test_a_page_that_is_loaded_anew_goes_on_with_what_was_chosen(browser, tmp_path):
+    items = read_responses(responses_file(tmp_path, count=3))
+    with served(items, tmp_path / "preferences.jsonl") as url:
+        page = enter(browser, url)
+        before = shown(page)
+        for key in ("2", "1", "q", "4", "n"):
+            page.keyboard.press(key)
+        page.keyboard.type("half done")
+        page.reload()
+        expect(page.locator(".response").first).to_be_visible()
+        assert shown(page) == before
+        assert page.locator(".rank.chosen").all_inner_texts() == ["2", "1"]
+        assert page.get_by_label("Note").input_value() == "half done"
+        page.locator(".response").nth(2).get_by_role("button", name="3", exact=True).first.click()
+        page.keyboard.press("Enter")
+        expect_done(page, 1, 3)
+        page.get_by_title("Someone else judges").click()
+        page.get_by_label("Your name").fill("bob")
+        page.keyboard.press("Enter")
+        expect(page.get_by_title("Someone else judges")).to_have_text("bob")
+        assert page.locator(".rank.chosen").count() == 0
+    (judgement,) = open_log(tmp_path / "preferences.jsonl").judgements.values()
+    assert [judgement.ranks[index] for index in judgement.order] == [2, 1, 3]
+    assert [judgement.ratings["quality"][index] for index in judgement.order] == [None, None, 4]
+    assert judgement.note == "half done"
+
+
 def test_two_annotators_at_once(browser, tmp_path):
     items = read_responses(responses_file(tmp_path, count=12))
     with served(items, tmp_path / "preferences.jsonl", overlap=0.3) as url:

@@ -1,4 +1,7 @@
 // The labelling page. What a model or a person wrote reaches the page as text nodes only, never as HTML.
+//
+// Gradio loads the page anew by itself, when it has lost the server and found it again, and a person may, too. So the tab
+// remembers who is judging, and what was chosen and is not submitted yet.
 const root = element.querySelector('.desk');
 const state = { annotator: null, view: null, ranks: [], ratings: {}, focus: 0, aspect: null, busy: false };
 
@@ -36,6 +39,16 @@ function say(message, isError) {
   line.classList.toggle('error', Boolean(isError));
 }
 
+function remember() {
+  const note = root.querySelector('.note').value;
+  sessionStorage.setItem('tieback-draft', JSON.stringify({ item_id: state.view.item_id, ranks: state.ranks, ratings: state.ratings, note }));
+}
+
+function recall(view) {
+  const draft = JSON.parse(sessionStorage.getItem('tieback-draft'));
+  return draft && draft.item_id === view.item_id ? draft : null;
+}
+
 async function ask(call) {
   if (state.busy) return;
   state.busy = true;
@@ -51,7 +64,7 @@ async function ask(call) {
 }
 
 function show(view) {
-  const said = view.said || {};
+  const said = recall(view) || view.said || {};
   state.view = view;
   state.focus = 0;
   state.aspect = null;
@@ -67,7 +80,13 @@ function show(view) {
 function start(annotator) {
   state.annotator = annotator;
   localStorage.setItem('tieback-annotator', annotator);
+  sessionStorage.setItem('tieback-annotator', annotator);
   return ask(() => server.start({ annotator }));
+}
+
+function leave() {
+  ['tieback-annotator', 'tieback-draft'].forEach((key) => sessionStorage.removeItem(key));
+  drawName();
 }
 
 function submit(flag) {
@@ -78,7 +97,11 @@ function submit(flag) {
     return;
   }
   const answer = { ranks: state.ranks, ratings: state.ratings, flag: flag || null, note: root.querySelector('.note').value };
-  return ask(() => server.judge({ annotator: state.annotator, item_id: view.item_id, answer }));
+  return ask(async () => {
+    const reply = await server.judge({ annotator: state.annotator, item_id: view.item_id, answer });
+    if (!reply.error) sessionStorage.removeItem('tieback-draft');
+    return reply;
+  });
 }
 
 function undo() {
@@ -90,11 +113,13 @@ function rank(index, value) {
   state.aspect = null;
   const next = state.ranks.findIndex((rank) => rank === null);
   focusOn(next < 0 ? index : next);
+  remember();
   say(next < 0 ? 'Press Enter to submit.' : '');
 }
 
 function choose(ranks) {
   state.ranks = ranks;
+  remember();
   return submit();
 }
 
@@ -103,6 +128,7 @@ function rate(index, aspect, value) {
   state.ratings[aspect][index] = state.ratings[aspect][index] === value ? null : value;
   state.aspect = null;
   refresh();
+  remember();
 }
 
 function focusOn(index) {
@@ -183,7 +209,7 @@ function draw(note) {
   const filled = make('div', 'filled');
   filled.style.width = 100 * share + '%';
   bar.append(filled);
-  progress.append(bar, make('span', 'count', view.progress.done + ' of ' + view.progress.total), make('span', 'who', state.annotator));
+  progress.append(bar, make('span', 'count', view.progress.done + ' of ' + view.progress.total), button('who', state.annotator, 'Someone else judges', leave));
   root.append(progress);
   if (view.finished) {
     root.append(make('h2', '', 'All done. Thank you.'));
@@ -206,6 +232,7 @@ function draw(note) {
   const noteBox = make('input', 'note');
   noteBox.placeholder = 'Note (optional)';
   noteBox.value = note;
+  noteBox.addEventListener('input', remember);
   noteBox.setAttribute('aria-label', 'Note');
   foot.append(noteBox);
   const actions = make('div', 'actions');
@@ -222,6 +249,7 @@ function draw(note) {
 }
 
 function drawName() {
+  state.view = null;
   const form = make('form', 'name');
   form.append(make('h2', '', 'Who is judging?'), make('p', 'hint', 'Your name stands beside each judgement, and brings you back to where you stopped.'));
   const field = make('input', '');
@@ -278,3 +306,4 @@ function onKey(event) {
 
 document.addEventListener('keydown', onKey);
 drawName();
+if (sessionStorage.getItem('tieback-annotator')) start(sessionStorage.getItem('tieback-annotator'));
