@@ -101,8 +101,8 @@ def train(
 ) -> tuple[NatureActorCritic, Status]:
     """Train a policy, or go on training it.
 
-    Every so often it plays greedily, and `policy.safetensors` is the best policy so far: a greedy policy may fall into a
-    rally without end, or lose a point each game, which a few updates earlier or later it does not. Ctrl-C lets the
+    Every so often it plays greedily, and `policy.safetensors` is the best policy so far: a greedy policy may lose
+    a certain point in every game, or many in some, which a few updates earlier or later it does not. Ctrl-C lets the
     iteration end, saves a checkpoint and returns.
 
     Args:
