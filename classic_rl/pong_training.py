@@ -55,7 +55,6 @@ class PongPPOArguments(PPOHyperparameters):
         default=True,
         metadata={"help": "Show each pixel's deviation from its mean so far, not its grey level."},
     )
-
     selection_every: int = field(
         default=50_000,
         metadata={"help": "Environment steps between greedy evaluations; the best policy is kept."},

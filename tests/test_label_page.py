@@ -330,6 +330,17 @@ def test_two_policies_are_compared_blind(browser, tmp_path):
         left, right = (card.bounding_box() for card in page.locator(".response").all())
         assert left["x"] + left["width"] <= right["x"]
         assert left["y"] == right["y"]
+        # Not a side that was chosen but could not be sent: it shows nowhere on the page.
+        page.context.set_offline(True)
+        page.keyboard.press("1")
+        expect(page.locator(".message")).to_contain_text("Not saved")
+        page.keyboard.press("n")
+        page.keyboard.type("hm")
+        page.context.set_offline(False)
+        page.reload()
+        expect(page.get_by_label("Note")).to_have_value("hm")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message")).to_contain_text("Choose the left")
         sides = set()
         for done in range(6):
             expect_done(page, done, 8)

@@ -40,8 +40,11 @@ function say(message, isError) {
 }
 
 function remember() {
+  const { item_id, side_by_side, responses } = state.view;
+  // A side once chosen shows nowhere on the page: it must not come back unseen.
+  const ranks = side_by_side ? responses.map(() => null) : state.ranks;
   const note = root.querySelector('.note').value;
-  sessionStorage.setItem('tieback-draft', JSON.stringify({ item_id: state.view.item_id, ranks: state.ranks, ratings: state.ratings, note }));
+  sessionStorage.setItem('tieback-draft', JSON.stringify({ item_id, ranks, ratings: state.ratings, note }));
 }
 
 function recall(view) {
@@ -119,7 +122,6 @@ function rank(index, value) {
 
 function choose(ranks) {
   state.ranks = ranks;
-  remember();
   return submit();
 }
 
