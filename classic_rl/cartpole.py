@@ -26,11 +26,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from transformers import HfArgumentParser
 
-import ppo_core
-from classic_rl import dqn
-from classic_rl.evaluation import Act, episode_returns, film_episode, write_video
-from classic_rl.networks import MlpActorCritic, q_network
-from classic_rl.output import (
+from tieback import ppo_core
+from tieback.classic_rl import dqn
+from tieback.classic_rl.evaluation import Act, episode_returns, film_episode, write_video
+from tieback.classic_rl.networks import MlpActorCritic, q_network
+from tieback.classic_rl.output import (
     UsageError,
     exit_with,
     print_metrics,
@@ -40,9 +40,9 @@ from classic_rl.output import (
     write_json,
     write_metrics,
 )
-from classic_rl.plots import draw_policy_map
-from classic_rl.rollout import Collector
-from ppo_core import PPOHyperparameters
+from tieback.classic_rl.plots import draw_policy_map
+from tieback.classic_rl.rollout import Collector
+from tieback.ppo_core import PPOHyperparameters
 
 ENVIRONMENT_ID = "CartPole-v1"
 MAX_RETURN = 500.0

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classic_rl.output import UsageError, load_weights, save_weights, write_json
-from classic_rl.rollout import Collector
+from tieback.classic_rl.output import UsageError, load_weights, save_weights, write_json
+from tieback.classic_rl.rollout import Collector
 
 _KEPT = 2
 

@@ -18,8 +18,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from classic_rl.output import UsageError, require_positive
-from classic_rl.replay import ReplayBuffer, Transitions
+from tieback.classic_rl.output import UsageError, require_positive
+from tieback.classic_rl.replay import ReplayBuffer, Transitions
 
 
 @dataclass

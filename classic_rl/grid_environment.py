@@ -1,4 +1,4 @@
-"""The gridworld as a Gymnasium environment, registered as `tieback/GridWorld-v0` by importing `classic_rl`."""
+"""The gridworld as a Gymnasium environment, registered as `tieback/GridWorld-v0` by importing this module."""
 
 from collections import deque
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from classic_rl.output import UsageError
+from tieback.classic_rl.output import UsageError
 
 ACTIONS = ("up", "right", "down", "left")
 _MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
@@ -116,3 +116,6 @@ class GridWorld(gym.Env[Any, Any]):
                     queue.append(there)
         if self.goal not in seen:
             raise UsageError(f"the goal {self.goal} cannot be reached from {self.start}: remove an obstacle.")
+
+
+gym.register(id="tieback/GridWorld-v0", entry_point="tieback.classic_rl.grid_environment:GridWorld")

@@ -25,9 +25,9 @@ from rich.progress import track
 from rich.table import Table
 from transformers import HfArgumentParser
 
-from classic_rl.grid_environment import ACTIONS, Cell, GridWorld
-from classic_rl.output import UsageError, exit_with, write_metrics
-from classic_rl.plots import draw_q_table
+from tieback.classic_rl.grid_environment import ACTIONS, Cell, GridWorld
+from tieback.classic_rl.output import UsageError, exit_with, write_metrics
+from tieback.classic_rl.plots import draw_q_table
 
 ARROWS = ("↑", "→", "↓", "←")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-import ppo_core
-from ppo_core import Batch
+from tieback import ppo_core
+from tieback.ppo_core import Batch
 
 # Of a pixel, in grey levels squared; and how far from its mean it may stand, in standard deviations.
 _LEAST_VARIANCE, _MOST_DEVIATIONS = 1.0, 5.0

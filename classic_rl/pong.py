@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from transformers import HfArgumentParser
 
-from classic_rl.checkpoints import list_checkpoints
-from classic_rl.networks import NatureActorCritic
-from classic_rl.output import (
+from tieback.classic_rl.checkpoints import list_checkpoints
+from tieback.classic_rl.networks import NatureActorCritic
+from tieback.classic_rl.output import (
     UsageError,
     choose_device,
     exit_with,
@@ -31,15 +31,15 @@ from classic_rl.output import (
     write_json,
     write_metrics,
 )
-from classic_rl.plots import draw_learning_curve
-from classic_rl.pong_report import (
+from tieback.classic_rl.plots import draw_learning_curve
+from tieback.classic_rl.pong_report import (
     PongPolicy,
     greedy_returns,
     load_policy,
     write_pictures,
     write_training_video,
 )
-from classic_rl.pong_training import PongPPOArguments, train
+from tieback.classic_rl.pong_training import PongPPOArguments, train
 
 __all__ = ["PongPolicy", "load_policy"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 
-from classic_rl.evaluation import Act
+from tieback.classic_rl.evaluation import Act
 
 ACTION_NAMES = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 # An agent's step is 4 of the console's 60 frames a second.

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classic_rl.evaluation import episode_returns, write_video
-from classic_rl.networks import NatureActorCritic
-from classic_rl.output import UsageError, load_weights
-from classic_rl.plots import draw_action_probabilities, draw_values
-from classic_rl.pong_environment import ACTION_NAMES, STEPS_PER_SECOND, make_env, play_in_colour
+from tieback.classic_rl.evaluation import episode_returns, write_video
+from tieback.classic_rl.networks import NatureActorCritic
+from tieback.classic_rl.output import UsageError, load_weights
+from tieback.classic_rl.plots import draw_action_probabilities, draw_values
+from tieback.classic_rl.pong_environment import ACTION_NAMES, STEPS_PER_SECOND, make_env, play_in_colour
 
 _ENLARGED = 3
 

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-import ppo_core
-from classic_rl.checkpoints import load_checkpoint, save_checkpoint
-from classic_rl.networks import NatureActorCritic
-from classic_rl.output import UsageError, load_weights, require_positive, save_weights
-from classic_rl.pong_environment import ACTION_NAMES, make_env
-from classic_rl.pong_report import PongPolicy, greedy_returns
-from classic_rl.rollout import Collector
-from ppo_core import Batch, PPOHyperparameters
+from tieback import ppo_core
+from tieback.classic_rl.checkpoints import load_checkpoint, save_checkpoint
+from tieback.classic_rl.networks import NatureActorCritic
+from tieback.classic_rl.output import UsageError, load_weights, require_positive, save_weights
+from tieback.classic_rl.pong_environment import ACTION_NAMES, make_env
+from tieback.classic_rl.pong_report import PongPolicy, greedy_returns
+from tieback.classic_rl.rollout import Collector
+from tieback.ppo_core import Batch, PPOHyperparameters
 
 # The environments begin anew after so many iterations, so that a resume has no more moves than these to play again.
 _ITERATIONS_OF_MOVES = 200

@@ -8,9 +8,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-import ppo_core
-from classic_rl.networks import ActorCritic
-from ppo_core import Batch
+from tieback import ppo_core
+from tieback.classic_rl.networks import ActorCritic
+from tieback.ppo_core import Batch
 
 
 class Collector:

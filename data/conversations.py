@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from data.errors import fault
-from data.files import json_type
+from tieback.data.errors import fault
+from tieback.data.files import json_type
 
 Message = dict[str, str]
 TextOrMessages = str | list[Message]

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from data.errors import DataError, fault
+from tieback.data.errors import DataError, fault
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 

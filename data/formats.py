@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from trl import extract_prompt, maybe_convert_to_chatml
 
-from data.conversations import (
+from tieback.data.conversations import (
     as_messages,
     check_completion,
     check_messages,
@@ -25,9 +25,9 @@ from data.conversations import (
     parse_transcript,
     shared_prompt,
 )
-from data.errors import DataError, fault
-from data.files import Record
-from data.rankings import check_ranking, ranking_to_pairs
+from tieback.data.errors import DataError, fault
+from tieback.data.files import Record
+from tieback.data.rankings import check_ranking, ranking_to_pairs
 
 Kind = Literal["demonstrations", "preferences", "prompts"]
 Row = dict[str, Any]

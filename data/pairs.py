@@ -5,7 +5,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from data.errors import DataError
+from tieback.data.errors import DataError
 
 
 def encode_pairs(

@@ -7,9 +7,9 @@ A row: `prompt_id`, `prompt` (text or messages), `responses` (texts), `truncated
 from itertools import combinations
 from typing import Any
 
-from data.conversations import TextOrMessages, check_prompt
-from data.errors import fault
-from data.files import json_type
+from tieback.data.conversations import TextOrMessages, check_prompt
+from tieback.data.errors import fault
+from tieback.data.files import json_type
 
 
 def check_ranking(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, ReadInstruction
 
-from data import helpdesk
-from data.errors import DataError
-from data.files import SUFFIXES, Record, file_suffix, read_file
-from data.formats import Kind, convert
+from tieback.data import helpdesk
+from tieback.data.errors import DataError
+from tieback.data.files import SUFFIXES, Record, file_suffix, read_file
+from tieback.data.formats import Kind, convert
 
 HELPDESK = "helpdesk"
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from trl import TrlParser
 
-from data.errors import DataError
+from tieback.data.errors import DataError
 
 RECIPES = Path(__file__).parent / "recipes"
 

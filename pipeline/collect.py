@@ -26,22 +26,22 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from data.conversations import last_text
-from data.helpdesk import annotate, gold_reward
-from data.rankings import ranking_to_pairs
-from data.sources import load_rows
-from pipeline import response_files
-from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import (
+from tieback.data.conversations import last_text
+from tieback.data.helpdesk import annotate, gold_reward
+from tieback.data.rankings import ranking_to_pairs
+from tieback.data.sources import load_rows
+from tieback.pipeline import response_files
+from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
     load_policy,
     load_tokenizer,
     stop_token_ids,
 )
-from pipeline.prompt_lengths import fit_prompts
-from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
-from pipeline.trainer.rollout import decode_completions, encode_prompts, sample, sampling_config
+from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.stage_output import choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.trainer.rollout import decode_completions, encode_prompts, sample, sampling_config
 
 
 @dataclass

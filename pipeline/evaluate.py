@@ -26,25 +26,30 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from data.sources import HELPDESK, load_rows
-from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import context_length, load_policy, load_tokenizer
-from pipeline.ppo import load_reward
-from pipeline.prompt_lengths import fit_prompts
-from pipeline.report.gather import STAGES, write_facts, write_report
-from pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
-from pipeline.report.responses import reward_scores, sample_responses
-from pipeline.report.statistics import best_of_n, best_of_n_kl
-from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
-from pipeline.trainer.rewards import RewardError, RewardFunction, call_reward_function, combine_rewards
-from pipeline.trainer.rollout import (
+from tieback.data.sources import HELPDESK, load_rows
+from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
+from tieback.pipeline.ppo import load_reward
+from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.report.gather import STAGES, write_facts, write_report
+from tieback.pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
+from tieback.pipeline.report.responses import reward_scores, sample_responses
+from tieback.pipeline.report.statistics import best_of_n, best_of_n_kl
+from tieback.pipeline.stage_output import choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.trainer.rewards import (
+    RewardError,
+    RewardFunction,
+    call_reward_function,
+    combine_rewards,
+)
+from tieback.pipeline.trainer.rollout import (
     Rollout,
     decode_completions,
     encode_prompts,
     end_token_ids,
     sampling_config,
 )
-from reward_model.scoring import RewardScorer
+from tieback.reward_model.scoring import RewardScorer
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft")
 Judges = list[RewardFunction | RewardScorer]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from pipeline.arguments import UsageError, run_stage
-from pipeline.labelling.items import read_comparisons, read_responses
-from pipeline.labelling.judgements import JudgementLog
-from pipeline.labelling.session import Session
-from pipeline.stage_output import quiet_libraries
+from tieback.pipeline.arguments import UsageError, run_stage
+from tieback.pipeline.labelling.items import read_comparisons, read_responses
+from tieback.pipeline.labelling.judgements import JudgementLog
+from tieback.pipeline.labelling.session import Session
+from tieback.pipeline.stage_output import quiet_libraries
 
 
 @dataclass
@@ -95,16 +95,16 @@ def main() -> None:
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)
     if args.summary:
-        from pipeline.labelling.agreement import print_summary, summarize
+        from tieback.pipeline.labelling.agreement import print_summary, summarize
 
         print_summary(summarize(items, list(log.judgements.values())))
         return
     if args.uncertain_to:
         # Only here: it brings in the trainers, which take seconds to import.
-        from pipeline.labelling.ordering import most_uncertain_first
+        from tieback.pipeline.labelling.ordering import most_uncertain_first
 
         items = most_uncertain_first(items, args.uncertain_to)
-    from pipeline.labelling.page import build_page, serve
+    from tieback.pipeline.labelling.page import build_page, serve
 
     session = Session(items, log, output, args.overlap, args.seed, side_by_side=args.compare is not None)
     auth = ("annotator", args.password) if args.password else None

@@ -1,6 +1,6 @@
 """PPO: the SFT model learns to score higher with a reward model, held near itself by a KL penalty.
 
-Trains `pipeline.trainer.PPOTrainer`. Rewards come from reward models and from functions of one's own
+Trains `tieback.PPOTrainer`. Rewards come from reward models and from functions of one's own
 (`reward_funcs`), weighted by `reward_weights`; the critic starts from the reward model or from the policy
 (`critic_init`). LoRA through TRL's `ModelConfig`: the reference is then the policy with its adapter off.
 
@@ -26,17 +26,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
-from data.sources import load_rows
-from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import context_length, load_policy, load_tokenizer
-from pipeline.prompt_lengths import fit_prompts
-from pipeline.stage_output import choose_device, finish_stage, quiet_libraries
-from pipeline.trainer import PPOConfig, PPOTrainer
-from pipeline.trainer.checkpoints import CheckpointError, complete_checkpoints
-from pipeline.trainer.checks import InputError, SelfCheckError
-from pipeline.trainer.rewards import RewardError
-from reward_model.head import load_reward_model
-from reward_model.scoring import RewardScorer
+from tieback.data.sources import load_rows
+from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
+from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.stage_output import choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.trainer import PPOConfig, PPOTrainer
+from tieback.pipeline.trainer.checkpoints import CheckpointError, complete_checkpoints
+from tieback.pipeline.trainer.checks import InputError, SelfCheckError
+from tieback.pipeline.trainer.rewards import RewardError
+from tieback.reward_model.head import load_reward_model
+from tieback.reward_model.scoring import RewardScorer
 
 # Iterations over which metrics.json averages the end of the run.
 LAST = 10

@@ -3,8 +3,8 @@
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.arguments import UsageError
-from pipeline.trainer.rollout import encode_prompts
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.trainer.rollout import encode_prompts
 
 
 def fit_prompts(

@@ -28,13 +28,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
-from data.pairs import encode_pairs
-from data.sources import Rows, load_rows
-from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
-from pipeline.progress import show_figures
-from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
-from reward_model.head import (
+from tieback.data.pairs import encode_pairs
+from tieback.data.sources import Rows, load_rows
+from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
+from tieback.pipeline.progress import show_figures
+from tieback.pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
+from tieback.reward_model.head import (
     is_classifier,
     load_reward_model,
     merge_adapter,
@@ -42,13 +42,13 @@ from reward_model.head import (
     reward_bias,
     set_reward_bias,
 )
-from reward_model.report import (
+from tieback.reward_model.report import (
     expected_calibration_error,
     margin_by_annotator,
     pair_accuracy,
     plot_calibration,
 )
-from reward_model.scoring import RewardScorer, encode
+from tieback.reward_model.scoring import RewardScorer, encode
 
 
 @dataclass

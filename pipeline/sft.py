@@ -20,19 +20,19 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from data.sources import Rows, load_rows
-from data.tokenizer import train_tokenizer
-from pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
-from pipeline.model_loading import (
+from tieback.data.sources import Rows, load_rows
+from tieback.data.tokenizer import train_tokenizer
+from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
     load_policy,
     load_tokenizer,
     new_policy,
 )
-from pipeline.progress import show_figures
-from pipeline.prompt_lengths import fit_prompts
-from pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.progress import show_figures
+from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
 
 
 @dataclass

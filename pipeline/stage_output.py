@@ -16,7 +16,7 @@ from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.arguments import UsageError
+from tieback.pipeline.arguments import UsageError
 
 
 def quiet_libraries() -> None:

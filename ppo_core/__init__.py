@@ -1,11 +1,11 @@
 """The mathematics of PPO, for a paddle and for a language model alike: torch and accelerate only."""
 
-from ppo_core.advantages import explained_variance, gae, masked_mean, whiten
-from ppo_core.batch import Batch
-from ppo_core.kl_control import AdaptiveKLController, FixedKLController
-from ppo_core.objective import PPOHyperparameters, entropy, kl_estimate, policy_loss, value_loss
-from ppo_core.stats import PPOStats
-from ppo_core.update import update
+from tieback.ppo_core.advantages import explained_variance, gae, masked_mean, whiten
+from tieback.ppo_core.batch import Batch
+from tieback.ppo_core.kl_control import AdaptiveKLController, FixedKLController
+from tieback.ppo_core.objective import PPOHyperparameters, entropy, kl_estimate, policy_loss, value_loss
+from tieback.ppo_core.stats import PPOStats
+from tieback.ppo_core.update import update
 
 __all__ = [
     "AdaptiveKLController",

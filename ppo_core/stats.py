@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppo_core.advantages import masked_sum
-from ppo_core.batch import Batch
-from ppo_core.objective import PPOHyperparameters, kl_estimate
+from tieback.ppo_core.advantages import masked_sum
+from tieback.ppo_core.batch import Batch
+from tieback.ppo_core.objective import PPOHyperparameters, kl_estimate
 
 # What `element_sums` sums, in its order.
 FIGURES = (

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ppo_core.advantages import masked_sum
-from ppo_core.batch import Batch
-from ppo_core.objective import PPOHyperparameters, policy_loss, value_loss
-from ppo_core.stats import FIGURES, Outcome, element_sums
+from tieback.ppo_core.advantages import masked_sum
+from tieback.ppo_core.batch import Batch
+from tieback.ppo_core.objective import PPOHyperparameters, policy_loss, value_loss
+from tieback.ppo_core.stats import FIGURES, Outcome, element_sums
 
 
 class ActorCritic(Protocol):

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast
 from torch import nn
 
-from ppo_core.advantages import explained_variance, masked_sum, whiten
-from ppo_core.batch import Batch, minibatch_rows
-from ppo_core.objective import PPOHyperparameters
-from ppo_core.stats import Outcome, PPOStats, summarise
-from ppo_core.step import ActorCritic, MinibatchStep
+from tieback.ppo_core.advantages import explained_variance, masked_sum, whiten
+from tieback.ppo_core.batch import Batch, minibatch_rows
+from tieback.ppo_core.objective import PPOHyperparameters
+from tieback.ppo_core.stats import Outcome, PPOStats, summarise
+from tieback.ppo_core.step import ActorCritic, MinibatchStep
 
 
 def update(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_model.head import score_last
+from tieback.reward_model.head import score_last
 
 logger = logging.getLogger(__name__)
 

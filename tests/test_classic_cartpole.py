@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from classic_rl import cartpole
-from classic_rl.cartpole import CartPolePPOArguments, greedy, main, make_env, parse
-from classic_rl.dqn import DQNArguments
-from classic_rl.evaluation import episode_returns, write_video
-from classic_rl.networks import MlpActorCritic, q_network
+from tieback.classic_rl import cartpole
+from tieback.classic_rl.cartpole import CartPolePPOArguments, greedy, main, make_env, parse
+from tieback.classic_rl.dqn import DQNArguments
+from tieback.classic_rl.evaluation import episode_returns, write_video
+from tieback.classic_rl.networks import MlpActorCritic, q_network
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,7 +126,7 @@ def test_there_is_one_ppo_core():
             used |= {(package, call) for call in calls if call.split(".")[-1] in core}
     for package in ("classic_rl", "pipeline"):
         assert {call.split(".")[-1] for owner, call in used if owner == package} >= {"gae", "update"}
-    assert cartpole.ppo_core.update.__module__ == "ppo_core.update"
+    assert cartpole.ppo_core.update.__module__ == "tieback.ppo_core.update"
 
 
 def test_imports_run_one_way():

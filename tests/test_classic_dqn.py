@@ -7,10 +7,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
-from classic_rl.dqn import DQNArguments, epsilon_at, td_targets, train
-from classic_rl.networks import q_network
-from classic_rl.output import UsageError
-from classic_rl.replay import ReplayBuffer, Transitions
+from tieback.classic_rl.dqn import DQNArguments, epsilon_at, td_targets, train
+from tieback.classic_rl.networks import q_network
+from tieback.classic_rl.output import UsageError
+from tieback.classic_rl.replay import ReplayBuffer, Transitions
 
 
 def numbered(first, count):

@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-import ppo_core
-from classic_rl import pong, pong_training
-from classic_rl.networks import NatureActorCritic
-from classic_rl.output import UsageError
-from classic_rl.pong import PRESETS, load_policy, parse
-from classic_rl.pong_environment import make_env
-from classic_rl.pong_training import PongPPOArguments, train
+from tieback import ppo_core
+from tieback.classic_rl import pong, pong_training
+from tieback.classic_rl.networks import NatureActorCritic
+from tieback.classic_rl.output import UsageError
+from tieback.classic_rl.pong import PRESETS, load_policy, parse
+from tieback.classic_rl.pong_environment import make_env
+from tieback.classic_rl.pong_training import PongPPOArguments, train
 
 # Two iterations of PPO at the least cost.
 TINY = [

@@ -9,7 +9,7 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from classic_rl.pong_environment import ACTION_NAMES, make_env, play_in_colour
+from tieback.classic_rl.pong_environment import ACTION_NAMES, make_env, play_in_colour
 
 
 def reference_env():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from classic_rl.pong import load_policy
+from tieback.classic_rl.pong import load_policy
 
 
 def returns_in_gymnasiums_environment(policy, episodes):

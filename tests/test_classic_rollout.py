@@ -7,8 +7,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
-from classic_rl.networks import ActorCritic
-from classic_rl.rollout import Collector
+from tieback.classic_rl.networks import ActorCritic
+from tieback.classic_rl.rollout import Collector
 
 CPU = torch.device("cpu")
 # What becomes of each sub-environment: rewards of its episode's steps, and how the episode ends.

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import pytest
 
-from data.helpdesk import ANNOTATORS, annotate, gold_scores, rank
-from data.helpdesk.annotator import Annotator
-from data.helpdesk.demonstrations import write_completion
-from data.helpdesk.questions import draw_questions
+from tieback.data.helpdesk import ANNOTATORS, annotate, gold_scores, rank
+from tieback.data.helpdesk.annotator import Annotator
+from tieback.data.helpdesk.demonstrations import write_completion
+from tieback.data.helpdesk.questions import draw_questions
 
 
 def sigmoid(x):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data.errors import DataError
-from data.files import read_file
+from tieback.data.errors import DataError
+from tieback.data.files import read_file
 
 ROWS = [
     {"prompt": "What is 1 + 1?", "completion": 'It is "2",\nsure.'},

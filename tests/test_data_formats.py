@@ -2,10 +2,10 @@
 
 import pytest
 
-from data.errors import DataError
-from data.files import Record
-from data.formats import convert
-from data.rankings import ranking_to_pairs
+from tieback.data.errors import DataError
+from tieback.data.files import Record
+from tieback.data.formats import convert
+from tieback.data.rankings import ranking_to_pairs
 
 
 def user(text):

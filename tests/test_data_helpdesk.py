@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import DataError
-from data.helpdesk import SPLITS, gold_scores, make_split, phrases
-from data.helpdesk.families import families
-from data.helpdesk.questions import split_of
+from tieback.data.errors import DataError
+from tieback.data.helpdesk import SPLITS, gold_scores, make_split, phrases
+from tieback.data.helpdesk.families import families
+from tieback.data.helpdesk.questions import split_of
 
 SIZES = {"demonstrations": 3000, "preferences": 2000, "ppo": 4000, "evaluation": 1000}
 
@@ -94,10 +94,10 @@ def test_the_seed_decides_the_rows():
 
 def test_another_process_with_another_hash_seed_makes_the_same_rows(splits):
     program = (
-        "import hashlib, json; from data.helpdesk import make_split; "
+        "import hashlib, json; from tieback.data.helpdesk import make_split; "
         "print(hashlib.sha256(json.dumps(make_split('demonstrations', 3000, 0)[:]).encode()).hexdigest())"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONHASHSEED": "123"}
     printed = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     ).stdout

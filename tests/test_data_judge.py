@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.errors import DataError
-from data.helpdesk import gold_reward, gold_scores
+from tieback.data.errors import DataError
+from tieback.data.helpdesk import gold_reward, gold_scores
 
 FRANCE = ("Hi! What is the capital of France? Thanks!", "capital", ["Paris"])
 GOOD = "Sure! The capital of France is Paris. I hope that helps!"

@@ -3,9 +3,9 @@
 import pytest
 from datasets import Dataset
 
-from data.errors import DataError
-from data.pairs import encode_pairs
-from data.tokenizer import train_tokenizer
+from tieback.data.errors import DataError
+from tieback.data.pairs import encode_pairs
+from tieback.data.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import json
 import datasets
 import pytest
 
-from data import sources
-from data.errors import DataError
-from data.sources import load_rows
+from tieback.data import sources
+from tieback.data.errors import DataError
+from tieback.data.sources import load_rows
 
 PAIRS = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n in range(20)]
 

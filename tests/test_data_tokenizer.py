@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from data.helpdesk import make_split
-from data.tokenizer import train_tokenizer
+from tieback.data.helpdesk import make_split
+from tieback.data.tokenizer import train_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be kind."},

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.conversations import is_transcript, parse_transcript, shared_prompt
-from data.files import Record
-from data.formats import convert
+from tieback.data.conversations import is_transcript, parse_transcript, shared_prompt
+from tieback.data.files import Record
+from tieback.data.formats import convert
 
 
 def transcript(*turns):

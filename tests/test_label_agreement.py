@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from pipeline.labelling.agreement import print_summary, summarize
-from pipeline.labelling.items import Item, content_hash
-from pipeline.labelling.judgements import Judgement
+from tieback.pipeline.labelling.agreement import print_summary, summarize
+from tieback.pipeline.labelling.items import Item, content_hash
+from tieback.pipeline.labelling.judgements import Judgement
 
 
 def make_item(number, num_responses=3):

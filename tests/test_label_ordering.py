@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.arguments import UsageError
-from pipeline.labelling import ordering
-from pipeline.labelling.items import Item, content_hash
-from pipeline.labelling.ordering import most_uncertain_first, uncertainty
-from reward_model.scoring import RewardScorer
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.labelling import ordering
+from tieback.pipeline.labelling.items import Item, content_hash
+from tieback.pipeline.labelling.ordering import most_uncertain_first, uncertainty
+from tieback.reward_model.scoring import RewardScorer
 
 
 def test_one_model_is_least_sure_where_its_scores_are_equal():

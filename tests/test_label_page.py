@@ -15,10 +15,10 @@ import pytest
 from playwright.sync_api import Page, expect
 from test_label_session import read_jsonl, responses_file, write_jsonl
 
-from pipeline.label import open_log
-from pipeline.labelling.items import read_comparisons, read_responses
-from pipeline.labelling.page import build_page, open_page
-from pipeline.labelling.session import Session
+from tieback.pipeline.label import open_log
+from tieback.pipeline.labelling.items import read_comparisons, read_responses
+from tieback.pipeline.labelling.page import build_page, open_page
+from tieback.pipeline.labelling.session import Session
 
 
 @contextmanager

@@ -7,21 +7,21 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
-from data.helpdesk import annotate, make_split
-from data.helpdesk.demonstrations import write_completion
-from data.helpdesk.questions import draw_questions
-from data.rankings import ranking_to_pairs
-from data.tokenizer import train_tokenizer
-from pipeline import reward
-from pipeline.arguments import RECIPES
-from pipeline.collect import gold_totals
-from pipeline.label import open_log
-from pipeline.labelling.items import read_responses
-from pipeline.labelling.page import build_page, open_page
-from pipeline.labelling.session import Session
-from pipeline.model_loading import load_tokenizer, new_policy
-from reward_model.head import load_reward_model
-from reward_model.scoring import RewardScorer
+from tieback.data.helpdesk import annotate, make_split
+from tieback.data.helpdesk.demonstrations import write_completion
+from tieback.data.helpdesk.questions import draw_questions
+from tieback.data.rankings import ranking_to_pairs
+from tieback.data.tokenizer import train_tokenizer
+from tieback.pipeline import reward
+from tieback.pipeline.arguments import RECIPES
+from tieback.pipeline.collect import gold_totals
+from tieback.pipeline.label import open_log
+from tieback.pipeline.labelling.items import read_responses
+from tieback.pipeline.labelling.page import build_page, open_page
+from tieback.pipeline.labelling.session import Session
+from tieback.pipeline.model_loading import load_tokenizer, new_policy
+from tieback.reward_model.head import load_reward_model
+from tieback.reward_model.scoring import RewardScorer
 
 
 def collected(count, seed):

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import DataError
-from data.sources import load_rows
-from pipeline import label
-from pipeline.arguments import UsageError
-from pipeline.label import LabelArguments, open_log
-from pipeline.labelling.items import read_comparisons, read_responses
-from pipeline.labelling.judgements import JudgementLog
-from pipeline.labelling.session import LEASE_SECONDS, Session
+from tieback.data.errors import DataError
+from tieback.data.sources import load_rows
+from tieback.pipeline import label
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.label import LabelArguments, open_log
+from tieback.pipeline.labelling.items import read_comparisons, read_responses
+from tieback.pipeline.labelling.judgements import JudgementLog
+from tieback.pipeline.labelling.session import LEASE_SECONDS, Session
 
 
 def write_jsonl(path, rows):

@@ -8,7 +8,7 @@ import torch
 from reference import ppo as reference
 from torch import Tensor
 
-from ppo_core import explained_variance, gae, masked_mean, whiten
+from tieback.ppo_core import explained_variance, gae, masked_mean, whiten
 
 GARBAGE = [math.nan, math.inf, -math.inf, 1e9]
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from reference.toy import ToyActorCritic, make_batch, parameters, poisoned
 
-from ppo_core import Batch, PPOHyperparameters, explained_variance, update, whiten
+from tieback.ppo_core import Batch, PPOHyperparameters, explained_variance, update, whiten
 
 WORLD = 2
 LENGTHS = [1, 3, 5, 2, 5, 4, 1, 2]

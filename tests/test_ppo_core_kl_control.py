@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ppo_core import AdaptiveKLController, FixedKLController
+from tieback.ppo_core import AdaptiveKLController, FixedKLController
 
 
 def test_a_fixed_coefficient_stays_what_it_is() -> None:

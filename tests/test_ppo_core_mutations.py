@@ -63,10 +63,18 @@ MUTATIONS = {
 }
 
 
+def copy_core(folder: Path) -> Path:
+    """Make a package `tieback` in `folder` that has the core alone."""
+    core = folder / "tieback" / "ppo_core"
+    shutil.copytree(ROOT / "ppo_core", core, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "__init__.py", core.parent)
+    return core
+
+
 def run_tests(core: Path, file: str) -> subprocess.CompletedProcess[str]:
-    """Run a test file against the `ppo_core` beside which `core` is."""
-    probe = "import ppo_core, sys; sys.stdout.write(ppo_core.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(core.parent), "OMP_NUM_THREADS": "1"}
+    """Run a test file against the copy of the core in `core`, a folder `tieback/ppo_core`."""
+    probe = "import sys, tieback.ppo_core; sys.stdout.write(tieback.ppo_core.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(core.parents[1]), "OMP_NUM_THREADS": "1"}
     where = subprocess.run(
         [sys.executable, "-c", probe],
         env=environment,
@@ -94,8 +102,7 @@ def run_tests(core: Path, file: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_core_is_noticed(name: str, tmp_path: Path) -> None:
     module, old, new, file = MUTATIONS[name]
-    core = tmp_path / "ppo_core"
-    shutil.copytree(ROOT / "ppo_core", core, ignore=shutil.ignore_patterns("__pycache__"))
+    core = copy_core(tmp_path)
     source = (core / module).read_text(encoding="utf-8")
     assert source.count(old) == 1, "the line that this test breaks has changed: write the mutation anew"
     (core / module).write_text(source.replace(old, new), encoding="utf-8")
@@ -106,7 +113,6 @@ def test_a_broken_core_is_noticed(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted({mutation[3] for mutation in MUTATIONS.values()}))
 def test_the_core_as_it_is_passes_in_the_same_way(file: str, tmp_path: Path) -> None:
-    core = tmp_path / "ppo_core"
-    shutil.copytree(ROOT / "ppo_core", core, ignore=shutil.ignore_patterns("__pycache__"))
+    core = copy_core(tmp_path)
     result = run_tests(core, file)
     assert result.returncode == 0, result.stdout[-2000:]

@@ -9,7 +9,7 @@ import torch
 from reference import ppo as reference
 from torch import Tensor
 
-from ppo_core import PPOHyperparameters, entropy, kl_estimate, masked_mean, policy_loss, value_loss
+from tieback.ppo_core import PPOHyperparameters, entropy, kl_estimate, masked_mean, policy_loss, value_loss
 
 GARBAGE = [math.nan, math.inf, -math.inf, 1e9, -1e9]
 

@@ -28,7 +28,7 @@ from reference.toy import (
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppo_core import Batch, PPOHyperparameters
+from tieback.ppo_core import Batch, PPOHyperparameters
 
 
 @pytest.fixture(autouse=True)

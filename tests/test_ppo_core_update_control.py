@@ -24,8 +24,8 @@ from reference.toy import (
 )
 from torch import Tensor, nn
 
-from ppo_core import Batch, PPOHyperparameters, update
-from ppo_core.step import _through_forward
+from tieback.ppo_core import Batch, PPOHyperparameters, update
+from tieback.ppo_core.step import _through_forward
 
 
 @pytest.fixture(autouse=True)

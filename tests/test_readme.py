@@ -13,8 +13,8 @@ import pytest
 from test_recipes import read_by_stage
 from transformers import HfArgumentParser
 
-from pipeline.arguments import RECIPES
-from pipeline.label import LabelArguments
+from tieback.pipeline.arguments import RECIPES
+from tieback.pipeline.label import LabelArguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert (ROOT / words[words.index("--config_file") + 1]).is_file()
         read_by_stage(config, monkeypatch, *flags)
     elif "-m" in words and words[words.index("-m") + 1].startswith("classic_rl."):
-        module = importlib.import_module(words[words.index("-m") + 1])
+        module = importlib.import_module("tieback." + words[words.index("-m") + 1])
         flags = words[words.index("-m") + 2 :]
         if hasattr(module, "parse"):
             # There is no run to resume here.

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from pipeline.arguments import RECIPES, RunArguments, UsageError, parse_stage
-from pipeline.ppo import PPOArguments
-from pipeline.trainer import PPOConfig
+from tieback.pipeline.arguments import RECIPES, RunArguments, UsageError, parse_stage
+from tieback.pipeline.ppo import PPOArguments
+from tieback.pipeline.trainer import PPOConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
@@ -26,7 +26,7 @@ class ParsedError(Exception):
 
 def read_by_stage(path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[Any, ...]:
     """A recipe as its stage reads it."""
-    stage = importlib.import_module(f"pipeline.{path.stem}")
+    stage = importlib.import_module(f"tieback.pipeline.{path.stem}")
 
     def parse(name: str, types: tuple[type, ...]) -> None:
         assert name == path.stem

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import page as page_module
-from pipeline.report.curves import curve, line_chart, logged_names, read_log
-from pipeline.report.examples import escape, examples_html
-from pipeline.report.page import Report, render
+from tieback.pipeline.report import page as page_module
+from tieback.pipeline.report.curves import curve, line_chart, logged_names, read_log
+from tieback.pipeline.report.examples import escape, examples_html
+from tieback.pipeline.report.page import Report, render
 
 HOSTILE = (
     "\"><script>alert(1)</script><img src=x onerror=alert(2)>'</style></td>&amp;<!-- ]]> javascript:alert(3)"

@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from playwright.sync_api import expect
 
-from pipeline.arguments import UsageError
-from pipeline.label import open_log
-from pipeline.labelling.items import read_comparisons
-from pipeline.labelling.session import Session
-from pipeline.report import __main__ as command
-from pipeline.report.comparison import evaluation_folder, render_comparison
-from pipeline.report.curves import read_events
-from pipeline.report.gather import gather, write_facts, write_report
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.label import open_log
+from tieback.pipeline.labelling.items import read_comparisons
+from tieback.pipeline.labelling.session import Session
+from tieback.pipeline.report import __main__ as command
+from tieback.pipeline.report.comparison import evaluation_folder, render_comparison
+from tieback.pipeline.report.curves import read_events
+from tieback.pipeline.report.gather import gather, write_facts, write_report
 
 METRICS = {
     "num_prompts": 40,

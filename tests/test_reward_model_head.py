@@ -18,7 +18,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from reward_model.head import (
+from tieback.reward_model.head import (
     apply_head,
     init_head,
     is_classifier,

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from reward_model.report import (
+from tieback.reward_model.report import (
     calibration_bins,
     expected_calibration_error,
     margin_by_annotator,

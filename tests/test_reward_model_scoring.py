@@ -10,9 +10,9 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
-from data.tokenizer import train_tokenizer
-from reward_model.head import new_reward_model, set_reward_bias
-from reward_model.scoring import RewardScorer, encode
+from tieback.data.tokenizer import train_tokenizer
+from tieback.reward_model.head import new_reward_model, set_reward_bias
+from tieback.reward_model.scoring import RewardScorer, encode
 
 TEXTS = [
     "the cat sat on the mat",

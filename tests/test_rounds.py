@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.arguments import RunArguments, UsageError
-from pipeline.collect import newest_policy
-from pipeline.reward import RewardArguments, collected_pairs, load_pairs
+from tieback.pipeline.arguments import RunArguments, UsageError
+from tieback.pipeline.collect import newest_policy
+from tieback.pipeline.reward import RewardArguments, collected_pairs, load_pairs
 
 ROOT = Path(__file__).parents[1]
 

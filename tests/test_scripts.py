@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import toy
 
-from pipeline.arguments import UsageError
+from tieback.pipeline.arguments import UsageError
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
@@ -93,7 +93,7 @@ def run_here(stage: str, folder: Path, *options: str) -> None:
         patch.setattr(sys, "argv", [stage, "--config", str(config), "--run_dir", str(folder), *options])
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        importlib.import_module(f"pipeline.{stage}").main()
+        importlib.import_module(f"tieback.pipeline.{stage}").main()
 
 
 @pytest.mark.parametrize(

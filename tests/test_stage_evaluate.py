@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline import evaluate
-from pipeline.arguments import RECIPES, RunArguments, UsageError, parse_stage
-from pipeline.report.responses import log_ratios, sample_responses
-from pipeline.trainer.rollout import sampling_config
+from tieback.pipeline import evaluate
+from tieback.pipeline.arguments import RECIPES, RunArguments, UsageError, parse_stage
+from tieback.pipeline.report.responses import log_ratios, sample_responses
+from tieback.pipeline.trainer.rollout import sampling_config
 
 ROOT = Path(__file__).parents[1]
 WORDS = [f"w{i}" for i in range(12)]

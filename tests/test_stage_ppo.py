@@ -12,10 +12,10 @@ import toy
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from data.errors import DataError
-from pipeline import ppo
-from pipeline.arguments import UsageError
-from pipeline.trainer.checkpoints import complete_checkpoints
+from tieback.data.errors import DataError
+from tieback.pipeline import ppo
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from data.helpdesk import make_split
-from data.tokenizer import train_tokenizer
-from pipeline import reward
-from pipeline.arguments import RECIPES, UsageError
-from pipeline.model_loading import load_tokenizer, new_policy
-from reward_model.head import load_reward_model, reward_bias
-from reward_model.scoring import RewardScorer
+from tieback.data.helpdesk import make_split
+from tieback.data.tokenizer import train_tokenizer
+from tieback.pipeline import reward
+from tieback.pipeline.arguments import RECIPES, UsageError
+from tieback.pipeline.model_loading import load_tokenizer, new_policy
+from tieback.reward_model.head import load_reward_model, reward_bias
+from tieback.reward_model.scoring import RewardScorer
 
 SMOKE = str(RECIPES / "smoke" / "reward.yaml")
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -13,11 +13,17 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.trainer_callback import ProgressCallback
 from trl import ModelConfig, SFTTrainer
 
-from data.tokenizer import train_tokenizer
-from pipeline import sft
-from pipeline.arguments import RECIPES, UsageError
-from pipeline.model_loading import end_of_turn_id, ensure_pad_token, load_policy, load_tokenizer, new_policy
-from pipeline.progress import FiguresInBar
+from tieback.data.tokenizer import train_tokenizer
+from tieback.pipeline import sft
+from tieback.pipeline.arguments import RECIPES, UsageError
+from tieback.pipeline.model_loading import (
+    end_of_turn_id,
+    ensure_pad_token,
+    load_policy,
+    load_tokenizer,
+    new_policy,
+)
+from tieback.pipeline.progress import FiguresInBar
 
 SMOKE = str(RECIPES / "smoke" / "sft.yaml")
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -99,7 +105,7 @@ def test_resumed_training_ends_with_the_weights_of_the_straight_run(smoke, tmp_p
 
 
 def test_resume_means_the_newest_whole_checkpoint(tmp_path):
-    from pipeline.stage_output import checkpoint_to_resume
+    from tieback.pipeline.stage_output import checkpoint_to_resume
 
     assert checkpoint_to_resume(tmp_path, "true") is None
     for step in (5, 20, 100):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from pipeline import collect
+from tieback.pipeline import collect
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "pipeline" / "recipes"
@@ -37,7 +37,7 @@ import importlib, sys
 recipes, run_dir = sys.argv[1:]
 for stage in ("sft", "collect", "reward"):
     sys.argv = [stage, "--config", f"{recipes}/{stage}.yaml", "--run_dir", run_dir]
-    importlib.import_module(f"pipeline.{stage}").main()
+    importlib.import_module(f"tieback.pipeline.{stage}").main()
 """
 
 

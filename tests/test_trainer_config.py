@@ -9,9 +9,9 @@ import toy
 from datasets import Dataset
 from transformers import GenerationConfig
 
-from pipeline.trainer import PPOConfig
-from pipeline.trainer.checks import InputError
-from pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
+from tieback.pipeline.trainer import PPOConfig
+from tieback.pipeline.trainer.checks import InputError
+from tieback.pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fp16": ({"fp16": True}, r"fp16 is not supported.*Use bf16"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from pipeline.trainer.rollout import own_rows
+from tieback.pipeline.trainer.rollout import own_rows
 
 
 def length_reward(prompts: list[Any], **_: Any) -> list[float]:

@@ -14,8 +14,8 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from pipeline import ppo
-from pipeline.trainer.checkpoints import complete_checkpoints
+from tieback.pipeline import ppo
+from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 
 STEPS = 7
 

@@ -8,7 +8,7 @@ import pytest
 import toy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.trainer.callbacks import PPOProgressCallback
+from tieback.pipeline.trainer.callbacks import PPOProgressCallback
 
 
 def test_a_line_gives_the_means_of_the_iterations_since_the_one_before(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from reward_model.head import load_reward_model, set_reward_bias
-from reward_model.scoring import RewardScorer
+from tieback.reward_model.head import load_reward_model, set_reward_bias
+from tieback.reward_model.scoring import RewardScorer
 
 CONVERSATION = [
     {"role": "user", "content": "red cat"},

@@ -9,10 +9,10 @@ import torch
 import toy
 from torch import Tensor
 
-from pipeline.trainer import PPOTrainer
-from pipeline.trainer import trainer as trainer_module
-from pipeline.trainer.actor_critic import completion_logprobs
-from pipeline.trainer.checks import SelfCheckError
+from tieback.pipeline.trainer import PPOTrainer
+from tieback.pipeline.trainer import trainer as trainer_module
+from tieback.pipeline.trainer.actor_critic import completion_logprobs
+from tieback.pipeline.trainer.checks import SelfCheckError
 
 
 def watch_steps(trainer: PPOTrainer) -> list[list[float]]:

@@ -11,9 +11,9 @@ import torch
 import toy
 from torch import Tensor
 
-from pipeline.trainer.rewards import RewardError, RunningMoments, combine_rewards, token_rewards
-from pipeline.trainer.rollout import Rollout
-from ppo_core import gae
+from tieback.pipeline.trainer.rewards import RewardError, RunningMoments, combine_rewards, token_rewards
+from tieback.pipeline.trainer.rollout import Rollout
+from tieback.ppo_core import gae
 
 LENGTHS = [3, 1, 5, 4]
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)

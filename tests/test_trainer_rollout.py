@@ -21,8 +21,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from pipeline.trainer.actor_critic import ActorCritic, completion_logprobs, completion_values
-from pipeline.trainer.rollout import (
+from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs, completion_values
+from tieback.pipeline.trainer.rollout import (
     decode_completions,
     encode_prompts,
     end_token_ids,

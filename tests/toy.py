@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from data.tokenizer import train_tokenizer
-from pipeline import ppo
-from pipeline.trainer import PPOConfig, PPOTrainer
+from tieback.data.tokenizer import train_tokenizer
+from tieback.pipeline import ppo
+from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 
 WORDS = [
     "red",

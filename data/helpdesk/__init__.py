@@ -8,10 +8,10 @@ import random
 
 from datasets import Dataset
 
-from data.helpdesk.annotator import ANNOTATORS, Annotator, annotate, rank
-from data.helpdesk.demonstrations import write_completion
-from data.helpdesk.judge import GoldScore, gold_reward, gold_scores
-from data.helpdesk.questions import SPLIT_SHARES, draw_questions
+from tieback.data.helpdesk.annotator import ANNOTATORS, Annotator, annotate, rank
+from tieback.data.helpdesk.demonstrations import write_completion
+from tieback.data.helpdesk.judge import GoldScore, gold_reward, gold_scores
+from tieback.data.helpdesk.questions import SPLIT_SHARES, draw_questions
 
 SPLITS = tuple(SPLIT_SHARES)
 

@@ -3,8 +3,8 @@
 import random
 from typing import Any
 
-from data.helpdesk import phrases
-from data.helpdesk.questions import Question, capitalise, fill
+from tieback.data.helpdesk import phrases
+from tieback.data.helpdesk.questions import Question, capitalise, fill
 
 _KINDS = {"right": 0.7, "wrong": 0.16, "evasive": 0.06, "two answers": 0.04, "repeated": 0.04}
 _FORMS = {"full": 0.48, "short": 0.28, "curt": 0.24}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 
-from data.helpdesk import facts as tables
+from tieback.data.helpdesk import facts as tables
 
 
 @dataclass(frozen=True)

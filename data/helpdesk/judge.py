@@ -12,9 +12,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from data.errors import DataError
-from data.helpdesk import phrases
-from data.helpdesk.families import Family, families
+from tieback.data.errors import DataError
+from tieback.data.helpdesk import phrases
+from tieback.data.helpdesk.families import Family, families
 
 WEIGHTS = {"quality": 0.25, "correctness": 0.5, "helpfulness": 0.25}
 

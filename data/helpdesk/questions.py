@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from data.errors import DataError
-from data.helpdesk import phrases
-from data.helpdesk.families import Fact, Family, families
+from tieback.data.errors import DataError
+from tieback.data.helpdesk import phrases
+from tieback.data.helpdesk.families import Fact, Family, families
 
 SPLIT_SHARES = {"demonstrations": 0.35, "preferences": 0.2, "ppo": 0.35, "evaluation": 0.1}
 

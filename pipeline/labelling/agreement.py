@@ -11,9 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.labelling.items import Item
-from pipeline.labelling.judgements import ASPECTS, Judgement
-from pipeline.report.statistics import bootstrap_interval
+from tieback.pipeline.labelling.items import Item
+from tieback.pipeline.labelling.judgements import ASPECTS, Judgement
+from tieback.pipeline.report.statistics import bootstrap_interval
 
 
 class _Preference(NamedTuple):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.conversations import check_prompt
-from data.errors import DataError, fault
-from data.files import Record, read_file
-from data.rankings import check_ranking
+from tieback.data.conversations import check_prompt
+from tieback.data.errors import DataError, fault
+from tieback.data.files import Record, read_file
+from tieback.data.rankings import check_ranking
 
 SYSTEMS = ("sft", "ppo")
 

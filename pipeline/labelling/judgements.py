@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.rankings import ranking_to_pairs
-from pipeline.labelling.items import Item
+from tieback.data.errors import DataError
+from tieback.data.rankings import ranking_to_pairs
+from tieback.pipeline.labelling.items import Item
 
 ASPECTS = ("quality", "correctness", "helpfulness")
 FLAGS = ("unsafe", "broken", "skip")

@@ -6,10 +6,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.arguments import UsageError
-from pipeline.labelling.items import Item
-from pipeline.ppo import load_reward
-from reward_model.scoring import RewardScorer
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.labelling.items import Item
+from tieback.pipeline.ppo import load_reward
+from tieback.reward_model.scoring import RewardScorer
 
 
 def most_uncertain_first(items: Sequence[Item], names: Sequence[str]) -> list[Item]:

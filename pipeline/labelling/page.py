@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.labelling.session import Session
+from tieback.pipeline.labelling.session import Session
 
 # Before Gradio is imported: it would send usage figures.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

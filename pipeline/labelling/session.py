@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.conversations import as_messages
-from data.errors import DataError
-from pipeline.arguments import UsageError
-from pipeline.labelling.items import Item
-from pipeline.labelling.judgements import (
+from tieback.data.conversations import as_messages
+from tieback.data.errors import DataError
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.labelling.items import Item
+from tieback.pipeline.labelling.judgements import (
     ASPECTS,
     FLAGS,
     MAX_RATING,
@@ -21,7 +21,7 @@ from pipeline.labelling.judgements import (
     new_judgement,
     preference_rows,
 )
-from pipeline.response_files import write_rows
+from tieback.pipeline.response_files import write_rows
 
 # An item that lies before somebody who has gone away is offered to others after so long.
 LEASE_SECONDS = 30 * 60

@@ -7,9 +7,9 @@ python -m pipeline.report runs/seed0 runs/seed1 --output runs/comparison.html
 import argparse
 from pathlib import Path
 
-from pipeline.arguments import run_stage
-from pipeline.report.comparison import evaluation_folder, render_comparison
-from pipeline.report.gather import write_report
+from tieback.pipeline.arguments import run_stage
+from tieback.pipeline.report.comparison import evaluation_folder, render_comparison
+from tieback.pipeline.report.gather import write_report
 
 
 def main() -> None:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.arguments import UsageError
-from pipeline.report.curves import MAX_CURVES, curve, line_chart
-from pipeline.report.examples import escape
-from pipeline.report.gather import gather
-from pipeline.report.page import Report, document
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.report.curves import MAX_CURVES, curve, line_chart
+from tieback.pipeline.report.examples import escape
+from tieback.pipeline.report.gather import gather
+from tieback.pipeline.report.page import Report, document
 
 _FIGURES = (
     ("win_rate/ppo_vs_sft", "Win rate of PPO against SFT", 3),

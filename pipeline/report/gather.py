@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.arguments import UsageError
-from pipeline.report.curves import read_events, read_log
-from pipeline.report.human import human_figures
-from pipeline.report.page import Report, render
+from tieback.pipeline.arguments import UsageError
+from tieback.pipeline.report.curves import read_events, read_log
+from tieback.pipeline.report.human import human_figures
+from tieback.pipeline.report.page import Report, render
 
 STAGES = ("sft", "collect", "reward", "ppo")
 _FACTS = "report.json"

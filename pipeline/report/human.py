@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from pipeline.labelling.items import content_hash
-from pipeline.labelling.judgements import JudgementLog
-from pipeline.report.pairs import SYSTEMS, Pair
-from pipeline.report.statistics import bootstrap_interval
+from tieback.pipeline.labelling.items import content_hash
+from tieback.pipeline.labelling.judgements import JudgementLog
+from tieback.pipeline.report.pairs import SYSTEMS, Pair
+from tieback.pipeline.report.statistics import bootstrap_interval
 
 
 def human_figures(log_path: Path, pairs: Sequence[Pair], resamples: int, seed: int) -> dict[str, float]:

@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.examples import escape, examples_html, number, plain_table
-from pipeline.report.training import earlier_stages_html, ppo_html, reward_against_kl_html, tie_back_html
+from tieback.pipeline.report.examples import escape, examples_html, number, plain_table
+from tieback.pipeline.report.training import (
+    earlier_stages_html,
+    ppo_html,
+    reward_against_kl_html,
+    tie_back_html,
+)
 
 _STYLE = Path(__file__).with_name("style.css")
 _SCRIPT = Path(__file__).with_name("sort.js")

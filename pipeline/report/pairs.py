@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from data.conversations import last_text
-from pipeline.report.statistics import (
+from tieback.data.conversations import last_text
+from tieback.pipeline.report.statistics import (
     bootstrap_interval,
     correlation,
     distinct_n,
@@ -13,7 +13,7 @@ from pipeline.report.statistics import (
     repeated_n,
     win_outcomes,
 )
-from pipeline.trainer.rollout import Rollout
+from tieback.pipeline.trainer.rollout import Rollout
 
 SYSTEMS = ("sft", "ppo")
 SCORES = ("gold_score", "reward_score")

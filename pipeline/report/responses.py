@@ -8,9 +8,15 @@ from datasets import Dataset
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.trainer.actor_critic import completion_logprobs
-from pipeline.trainer.rollout import Rollout, decode_completions, encode_prompts, pack_sequences, sample
-from reward_model.scoring import RewardScorer
+from tieback.pipeline.trainer.actor_critic import completion_logprobs
+from tieback.pipeline.trainer.rollout import (
+    Rollout,
+    decode_completions,
+    encode_prompts,
+    pack_sequences,
+    sample,
+)
+from tieback.reward_model.scoring import RewardScorer
 
 
 def sample_responses(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.curves import Curve, curve, line_chart, logged_names
-from pipeline.report.examples import escape, number, plain_table
+from tieback.pipeline.report.curves import Curve, curve, line_chart, logged_names
+from tieback.pipeline.report.examples import escape, number, plain_table
 
 History = Sequence[dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """PPOTrainer and its rooms: config, actor-critic, rollout, rewards, checkpoints, checks."""
 
-from .config import PPOConfig
-from .trainer import PPOTrainer
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.trainer import PPOTrainer
 
 __all__ = ["PPOConfig", "PPOTrainer"]

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from ppo_core import FixedKLController
-
-from .callbacks import InterruptCallback
-from .checkpoints import (
+from tieback.pipeline.trainer.callbacks import InterruptCallback
+from tieback.pipeline.trainer.checkpoints import (
     clear_state,
     load_models,
     read_state,
@@ -19,9 +17,10 @@ from .checkpoints import (
     save_models,
     write_state,
 )
-from .checks import check_batch
-from .config import PPOConfig
-from .rewards import RunningMoments
+from tieback.pipeline.trainer.checks import check_batch
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.rewards import RunningMoments
+from tieback.ppo_core import FixedKLController
 
 
 class ActorCriticTrainer(Trainer):

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from data.conversations import TextOrMessages, as_messages, last_text
+from tieback.data.conversations import TextOrMessages, as_messages, last_text
 
 # Figures of the progress line, in its order, with the names that fit on it.
 SHOWN = {

@@ -16,7 +16,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .actor_critic import ActorCritic
+from tieback.pipeline.trainer.actor_critic import ActorCritic
 
 STATE_FILE = "ppo_state.json"
 VALUE_MODEL = "value_model"

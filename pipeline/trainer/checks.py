@@ -9,10 +9,10 @@ from datasets import Dataset
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from .actor_critic import ActorCritic, completion_logprobs
-from .config import PPOConfig
-from .models import active_dropouts
-from .rollout import cut_at_end, encode_prompts, left_pad, pack_sequences
+from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.models import active_dropouts
+from tieback.pipeline.trainer.rollout import cut_at_end, encode_prompts, left_pad, pack_sequences
 
 # Largest |log ratio| that rounding explains, in fp32 and in bf16.
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.5

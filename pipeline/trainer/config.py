@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from transformers import TrainingArguments
 
-from ppo_core import PPOHyperparameters
+from tieback.ppo_core import PPOHyperparameters
 
 # Scoring divides the logits by the temperature and by nothing else: a setting of generation that changes the sampling
 # distribution in another way would make the probability ratio differ from 1 before the first step. These change speed

@@ -23,11 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reward_model.head import init_head, load_reward_model
-from reward_model.scoring import RewardScorer
-
-from .rewards import RewardFunction
-from .trl_internals import prepare_deepspeed, prepare_fsdp
+from tieback.pipeline.trainer.rewards import RewardFunction
+from tieback.pipeline.trainer.trl_internals import prepare_deepspeed, prepare_fsdp
+from tieback.reward_model.head import init_head, load_reward_model
+from tieback.reward_model.scoring import RewardScorer
 
 
 def split_reference(

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward_model.scoring import RewardScorer
-
-from .rollout import Rollout
+from tieback.pipeline.trainer.rollout import Rollout
+from tieback.reward_model.scoring import RewardScorer
 
 RewardFunction = Callable[..., list[float | None]]
 

@@ -20,23 +20,19 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ppo_core import (
-    AdaptiveKLController,
-    Batch,
-    FixedKLController,
-    gae,
-    kl_estimate,
-    update,
+from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
+from tieback.pipeline.trainer.base import ActorCriticTrainer
+from tieback.pipeline.trainer.callbacks import InterruptCallback, PPOProgressCallback, write_completions
+from tieback.pipeline.trainer.checks import check_dataset, check_devices, check_ratio, check_sampling
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.models import (
+    disable_dropout,
+    make_critic,
+    make_scorers,
+    place_reference,
+    split_reference,
 )
-from reward_model.scoring import RewardScorer
-
-from .actor_critic import ActorCritic, completion_logprobs
-from .base import ActorCriticTrainer
-from .callbacks import InterruptCallback, PPOProgressCallback, write_completions
-from .checks import check_dataset, check_devices, check_ratio, check_sampling
-from .config import PPOConfig
-from .models import disable_dropout, make_critic, make_scorers, place_reference, split_reference
-from .rewards import (
+from tieback.pipeline.trainer.rewards import (
     RewardFunction,
     RunningMoments,
     call_reward_function,
@@ -44,7 +40,7 @@ from .rewards import (
     token_rewards,
     unique_reward_names,
 )
-from .rollout import (
+from tieback.pipeline.trainer.rollout import (
     Rollout,
     ScoredRollout,
     decode_completions,
@@ -55,10 +51,19 @@ from .rollout import (
     sample,
     sampling_config,
 )
-from .trl_internals import (
+from tieback.pipeline.trainer.trl_internals import (
     print_prompt_completions_sample,
     unwrap_model_for_generation,
 )
+from tieback.ppo_core import (
+    AdaptiveKLController,
+    Batch,
+    FixedKLController,
+    gae,
+    kl_estimate,
+    update,
+)
+from tieback.reward_model.scoring import RewardScorer
 
 Row = dict[str, Any]
 

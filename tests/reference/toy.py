@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ppo_core import Batch, PPOHyperparameters, PPOStats, entropy, update
 from reference import ppo as reference
+from tieback.ppo_core import Batch, PPOHyperparameters, PPOStats, entropy, update
 
 NUM_FEATURES, NUM_ACTIONS = 3, 4
 LENGTHS = [1, 3, 5, 2, 5, 4, 1]

@@ -16,9 +16,9 @@ from peft import LoraConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
 
-from pipeline.trainer import PPOTrainer
-from pipeline.trainer import trainer as trainer_module
-from pipeline.trainer.checkpoints import complete_checkpoints
+from tieback.pipeline.trainer import PPOTrainer
+from tieback.pipeline.trainer import trainer as trainer_module
+from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 
 CASES: dict[str, dict[str, Any]] = {
     "everything": {
