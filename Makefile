@@ -10,7 +10,7 @@ RECIPE ?= helpdesk
 RUN ?= runs/$(RECIPE)
 # accelerate would choose as many threads by itself, but say so at length.
 THREADS = $(shell $(BIN)/python -c "import psutil; print(psutil.cpu_count(logical=False) or 1)")
-LAUNCH ?= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} accelerate launch --config_file accelerate_configs/cpu.yaml
+LAUNCH ?= OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),$(THREADS)) accelerate launch --config_file accelerate_configs/cpu.yaml
 DATA ?=
 ARGS ?=
 ROUNDS ?= 1
@@ -37,14 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 rlhf: $(STAMP) ## the whole pipeline: sft, then ROUNDS times collect, reward, ppo, evaluate
-	$(MAKE) sft
-	set -e; for round in $$(seq $(ROUNDS)); do \
-	  $(MAKE) collect ROUND=$$round; \
-	  $(if $(filter people,$(RANKED_BY)),$(MAKE) label ROUND=$$round ARGS=--until_finished;) \
-	  $(MAKE) reward ROUND=$$round; \
-	  $(MAKE) ppo ROUND=$$round; \
-	  $(MAKE) evaluate ROUND=$$round; \
-	done
+	$(BIN)/tieback rlhf --recipe $(RECIPE) --run_dir $(RUN) --rounds $(ROUNDS) --launch "$(LAUNCH)" $(if $(DATA),--dataset_name $(DATA)) $(if $(RANKED_BY),--ranked_by $(RANKED_BY)) -- $(ARGS)
 
 sft: $(STAMP) ## 1. supervised fine-tuning on demonstrations
 collect: $(STAMP) ## 2. sample responses from the SFT model, and rank them

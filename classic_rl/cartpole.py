@@ -24,24 +24,17 @@ from accelerate import Accelerator
 from gymnasium.vector import VectorEnv
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import HfArgumentParser
 
 from tieback import ppo_core
 from tieback.classic_rl import dqn
 from tieback.classic_rl.evaluation import Act, episode_returns, film_episode, write_video
 from tieback.classic_rl.networks import MlpActorCritic, q_network
-from tieback.classic_rl.output import (
-    UsageError,
-    exit_with,
-    print_metrics,
-    require_positive,
-    save_weights,
-    tracking_accelerator,
-    write_json,
-    write_metrics,
-)
+from tieback.classic_rl.output import require_positive, save_weights, tracking_accelerator
 from tieback.classic_rl.plots import draw_policy_map
 from tieback.classic_rl.rollout import Collector
+from tieback.cli.arguments import parse_flags
+from tieback.cli.errors import run
+from tieback.cli.results import print_metrics, write_json, write_metrics
 from tieback.ppo_core import PPOHyperparameters
 
 ENVIRONMENT_ID = "CartPole-v1"
@@ -201,8 +194,8 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOArguments) -> dict[str, float]:
-    """Train, evaluate, draw and film; returns what it writes into metrics.json."""
+def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOArguments) -> None:
+    """Train, evaluate, draw and film."""
     torch.manual_seed(arguments.seed)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +228,6 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
     accelerator.end_training()
 
     print_metrics(f"cartpole ({arguments.algorithm}) → {folder}", metrics)
-    return metrics
 
 
 def parse(argv: list[str]) -> tuple[CartPoleArguments, dqn.DQNArguments | CartPolePPOArguments]:
@@ -244,12 +236,8 @@ def parse(argv: list[str]) -> tuple[CartPoleArguments, dqn.DQNArguments | CartPo
     first.add_argument("--algorithm", default="dqn")
     algorithm = first.parse_known_args(argv)[0].algorithm
     settings = CartPolePPOArguments if algorithm == "ppo" else dqn.DQNArguments
-    parser = HfArgumentParser((CartPoleArguments, settings), prog="python -m classic_rl.cartpole")
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_flags((CartPoleArguments, settings), "python -m classic_rl.cartpole", argv)
 
 
 if __name__ == "__main__":
-    try:
-        main(*parse(sys.argv[1:]))
-    except (UsageError, ValueError) as error:
-        exit_with(error)
+    run(lambda: main(*parse(sys.argv[1:])))

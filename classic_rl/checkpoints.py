@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tieback.classic_rl.output import UsageError, load_weights, save_weights, write_json
+from tieback.classic_rl.output import load_weights, save_weights
 from tieback.classic_rl.rollout import Collector
+from tieback.cli.errors import UsageError
+from tieback.cli.results import write_json
 
 _KEPT = 2
 

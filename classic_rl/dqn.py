@@ -18,8 +18,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from tieback.classic_rl.output import UsageError, require_positive
+from tieback.classic_rl.output import require_positive
 from tieback.classic_rl.replay import ReplayBuffer, Transitions
+from tieback.cli.errors import UsageError
 
 
 @dataclass

@@ -12,6 +12,7 @@ It leaves out everything that a table cannot hold: for that, see `classic_rl.car
 """
 
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,12 @@ from gymnasium.spaces import Discrete
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import HfArgumentParser
 
 from tieback.classic_rl.grid_environment import ACTIONS, Cell, GridWorld
-from tieback.classic_rl.output import UsageError, exit_with, write_metrics
 from tieback.classic_rl.plots import draw_q_table
+from tieback.cli.arguments import parse_flags
+from tieback.cli.errors import UsageError, run
+from tieback.cli.results import write_metrics
 
 ARROWS = ("↑", "→", "↓", "←")
 
@@ -164,6 +166,16 @@ def _print_tables(q_table: np.ndarray, goal: Cell, obstacles: frozenset[Cell]) -
     console.print(best)
 
 
+def parse(argv: list[str]) -> GridWorldArguments:
+    """Read the flags.
+
+    Raises:
+        UsageError: a flag is unknown or its value out of range.
+    """
+    (arguments,) = parse_flags(GridWorldArguments, "python -m classic_rl.gridworld", argv)
+    return arguments
+
+
 def main(arguments: GridWorldArguments) -> None:
     """Learn the table, print it, draw it, and write it down."""
     env = gym.make(
@@ -214,8 +226,4 @@ def main(arguments: GridWorldArguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        (parsed,) = HfArgumentParser(GridWorldArguments).parse_args_into_dataclasses()
-        main(parsed)
-    except UsageError as error:
-        exit_with(error)
+    run(lambda: main(parse(sys.argv[1:])))

@@ -18,19 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
 from tieback.classic_rl.checkpoints import list_checkpoints
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.output import (
-    UsageError,
-    choose_device,
-    exit_with,
-    print_metrics,
-    tracking_accelerator,
-    write_json,
-    write_metrics,
-)
+from tieback.classic_rl.output import tracking_accelerator
 from tieback.classic_rl.plots import draw_learning_curve
 from tieback.classic_rl.pong_report import (
     PongPolicy,
@@ -40,6 +31,10 @@ from tieback.classic_rl.pong_report import (
     write_training_video,
 )
 from tieback.classic_rl.pong_training import PongPPOArguments, train
+from tieback.cli.arguments import parse_flags
+from tieback.cli.devices import choose_device
+from tieback.cli.errors import UsageError, run
+from tieback.cli.results import print_metrics, write_json, write_metrics
 
 __all__ = ["PongPolicy", "load_policy"]
 
@@ -133,14 +128,12 @@ def parse(argv: list[str]) -> tuple[PongArguments, PongPPOArguments]:
     first.add_argument("--output_dir", default="runs/pong")
     first.add_argument("--resume", nargs="?", const="True", default="False")
     known, _ = first.parse_known_args(argv)
-    parser = HfArgumentParser((PongArguments, PongPPOArguments), prog="python -m classic_rl.pong")
+    types = (PongArguments, PongPPOArguments)
     started_with: dict[str, Any] | None = None
     if known.resume.lower() in ("true", "1", "yes"):
         started_with = _read_settings(Path(known.output_dir))
-        parser.set_defaults(**started_with)
-    else:
-        parser.set_defaults(**PRESETS.get(known.preset, {}))
-    arguments, settings = parser.parse_args_into_dataclasses(argv)
+    defaults = PRESETS.get(known.preset, {}) if started_with is None else started_with
+    arguments, settings = parse_flags(types, "python -m classic_rl.pong", argv, defaults)
     if started_with is not None:
         _refuse_changes(started_with, arguments, settings)
     return arguments, settings
@@ -233,7 +226,7 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
 
 def main(arguments: PongArguments, settings: PongPPOArguments) -> None:
     """Train or evaluate."""
-    device = choose_device(arguments.use_cpu)
+    device = choose_device(arguments.use_cpu).device
     if arguments.evaluate:
         folder = Path(arguments.evaluate)
         _report(folder, evaluate(load_policy(folder, device), folder, arguments.eval_episodes))
@@ -242,7 +235,4 @@ def main(arguments: PongArguments, settings: PongPPOArguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*parse(sys.argv[1:]))
-    except (UsageError, ValueError) as error:
-        exit_with(error)
+    run(lambda: main(*parse(sys.argv[1:])))

@@ -8,9 +8,10 @@ import torch
 
 from tieback.classic_rl.evaluation import episode_returns, write_video
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.output import UsageError, load_weights
+from tieback.classic_rl.output import load_weights
 from tieback.classic_rl.plots import draw_action_probabilities, draw_values
 from tieback.classic_rl.pong_environment import ACTION_NAMES, STEPS_PER_SECOND, make_env, play_in_colour
+from tieback.cli.errors import UsageError
 
 _ENLARGED = 3
 

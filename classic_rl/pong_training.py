@@ -15,10 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tieback import ppo_core
 from tieback.classic_rl.checkpoints import load_checkpoint, save_checkpoint
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.output import UsageError, load_weights, require_positive, save_weights
+from tieback.classic_rl.output import load_weights, require_positive, save_weights
 from tieback.classic_rl.pong_environment import ACTION_NAMES, make_env
 from tieback.classic_rl.pong_report import PongPolicy, greedy_returns
 from tieback.classic_rl.rollout import Collector
+from tieback.cli.errors import UsageError
 from tieback.ppo_core import Batch, PPOHyperparameters
 
 # The environments begin anew after so many iterations, so that a resume has no more moves than these to play again.

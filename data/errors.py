@@ -1,7 +1,9 @@
 """The error that bad data raises: it says where the fault is and what to do."""
 
+from tieback.cli.errors import UsageError
 
-class DataError(ValueError):
+
+class DataError(UsageError):
     """Bad input data. The message names the file (or data set), the row and the column at fault."""
 
 

@@ -1,6 +1,5 @@
 """How every stage reads its settings: a YAML recipe, and any key of it overridden on the command line."""
 
-import difflib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +7,11 @@ from typing import Any
 
 import torch
 import yaml
-from trl import TrlParser
 
-from tieback.data.errors import DataError
+from tieback.cli.arguments import RecipeParser, check_settings, instances, nearest
+from tieback.cli.errors import UsageError
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class UsageError(Exception):
-    """Bad input by the user: `run_stage` prints its message without a traceback and exits with status 2."""
 
 
 @dataclass
@@ -73,7 +68,7 @@ class RunArguments:
 def parse_stage(
     stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None
 ) -> tuple[Any, ...]:
-    """Read `--config recipe.yaml` (default: the stage's helpdesk recipe) and the command line's overrides.
+    """Read `--config` (a YAML file, or the name of a built-in recipe; helpdesk by default) and the command line.
 
     `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another.
 
@@ -86,16 +81,20 @@ def parse_stage(
         One instance for each of `dataclass_types`.
 
     Raises:
-        UsageError: the recipe cannot be read, or names a key that nothing reads.
+        UsageError: the recipe cannot be read, a setting is unknown, or its value is of a wrong type or out of range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [
         part for item in argv for part in (item.split("=", 1) if item.startswith("--config=") else [item])
     ]
     if "--config" not in argv:
-        argv = ["--config", str(RECIPES / "helpdesk" / f"{stage}.yaml"), *argv]
-    parser = TrlParser(dataclass_types, prog=f"pipeline/{stage}.py")
-    config_path = Path(argv[argv.index("--config") + 1]) if argv[-1] != "--config" else Path()
+        argv = ["--config", "helpdesk", *argv]
+    if argv[-1] == "--config":
+        raise UsageError("--config: name a recipe or its file.")
+    at = argv.index("--config") + 1
+    config_path = recipe_path(argv[at], stage)
+    argv[at] = str(config_path)
+    parser = RecipeParser(dataclass_types, prog=f"pipeline/{stage}.py")
     known = {action.dest for action in parser._actions}
     recipe = _read_recipe(config_path, known)
     if "disable_tqdm" in known:
@@ -105,20 +104,24 @@ def parse_stage(
         # Transformers would refuse bf16 on a machine without an accelerator unless it is told so.
         parser.set_defaults(use_cpu=True)
 
-    try:
-        parsed = parser.parse_args_and_config(argv)
-    except ValueError as error:
-        raise UsageError(f"{config_path} and the command line: {error}") from error
+    parsed = instances(parser.parse_args_and_config, argv, f"{config_path} and the command line: ")
     run = next(item for item in parsed if isinstance(item, RunArguments))
     for item in parsed:
         # Transformers fills in "trainer_output" where nobody named a folder.
         if getattr(item, "output_dir", None) in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))
+    check_settings(*parsed)
     named = [*recipe, *_flags(argv)]
     run.recipe = {
         name: getattr(item, name) for name in dict.fromkeys(named) for item in parsed if hasattr(item, name)
     }
     return parsed
+
+
+def recipe_path(name: str, stage: str) -> Path:
+    """File of a recipe: the one named, or a stage's of the built-in recipe of that name."""
+    built_in = RECIPES / name / f"{stage}.yaml"
+    return built_in if built_in.is_file() and not Path(name).is_file() else Path(name)
 
 
 def _flags(argv: list[str]) -> list[str]:
@@ -129,7 +132,8 @@ def _flags(argv: list[str]) -> list[str]:
 def _read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
     """Settings of a recipe, all of which something reads."""
     if not path.is_file():
-        raise UsageError(f"--config {path}: no such file. The built-in recipes are in {RECIPES}.")
+        names = ", ".join(sorted(folder.name for folder in RECIPES.iterdir()))
+        raise UsageError(f"--config {path}: no such file. The built-in recipes ({names}) are in {RECIPES}.")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -138,16 +142,7 @@ def _read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
         raise UsageError(f"{path} must be a mapping of settings, one `key: value` a line.")
     for key in recipe:
         if key not in known and key != "env":
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise UsageError(f"{path}: nothing reads the key `{key}`.{hint} Remove it, or correct its name.")
+            raise UsageError(
+                f"{path}: nothing reads the key `{key}`.{nearest(str(key), known)} Remove it, or correct its name."
+            )
     return recipe
-
-
-def run_stage(main: Any) -> None:
-    """Run a stage's `main()`, and turn bad input into a message on stderr and exit status 2."""
-    try:
-        main()
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

@@ -22,16 +22,17 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from tieback.cli.errors import UsageError, run
 from tieback.data.conversations import last_text
 from tieback.data.helpdesk import annotate, gold_reward
 from tieback.data.rankings import ranking_to_pairs
 from tieback.data.sources import load_rows
 from tieback.pipeline import response_files
-from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
@@ -40,7 +41,7 @@ from tieback.pipeline.model_loading import (
     stop_token_ids,
 )
 from tieback.pipeline.prompt_lengths import fit_prompts
-from tieback.pipeline.stage_output import choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.pipeline.trainer.rollout import decode_completions, encode_prompts, sample, sampling_config
 
 
@@ -97,8 +98,7 @@ class CollectArguments:
 
 def main() -> None:
     """Run the stage."""
-    quiet_libraries()
-    choose_device()
+    begin_stage()
     run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)
@@ -293,4 +293,4 @@ def agreement_with_gold(ranks: list[int], gold: list[float]) -> list[bool]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

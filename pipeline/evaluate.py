@@ -26,8 +26,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from tieback.cli.errors import UsageError, run
 from tieback.data.sources import HELPDESK, load_rows
-from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.ppo import load_reward
 from tieback.pipeline.prompt_lengths import fit_prompts
@@ -35,7 +36,7 @@ from tieback.pipeline.report.gather import STAGES, write_facts, write_report
 from tieback.pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
 from tieback.pipeline.report.responses import reward_scores, sample_responses
 from tieback.pipeline.report.statistics import best_of_n, best_of_n_kl
-from tieback.pipeline.stage_output import choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.pipeline.trainer.rewards import (
     RewardError,
     RewardFunction,
@@ -142,9 +143,8 @@ class EvaluateArguments:
 
 def main() -> None:
     """Run the stage."""
+    begin_stage()
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
-    quiet_libraries()
-    choose_device()
     accelerator = Accelerator()
     folders = model_folders(run, args)
     tokenizer = shared_tokenizer(folders)
@@ -373,4 +373,4 @@ def write_samples(output_dir: Path, pairs: list[Pair]) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

@@ -14,13 +14,12 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-from tieback.pipeline.arguments import UsageError, run_stage
+from tieback.cli.arguments import parse_flags
+from tieback.cli.errors import UsageError, run
 from tieback.pipeline.labelling.items import read_comparisons, read_responses
 from tieback.pipeline.labelling.judgements import JudgementLog
 from tieback.pipeline.labelling.session import Session
-from tieback.pipeline.stage_output import quiet_libraries
+from tieback.pipeline.stage import quiet_libraries
 
 
 @dataclass
@@ -90,7 +89,7 @@ def main() -> None:
         raise UsageError(
             f"{' and '.join(missing)} must be installed: pip install -e '.[label]' -c constraints.txt"
         )
-    (args,) = HfArgumentParser(LabelArguments, prog="python -m pipeline.label").parse_args_into_dataclasses()
+    (args,) = parse_flags(LabelArguments, "python -m pipeline.label")
     output = Path(args.output)
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)
@@ -128,4 +127,4 @@ def open_log(output: Path) -> JudgementLog:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

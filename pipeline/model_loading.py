@@ -16,7 +16,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config, is_conversational
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 
 # Reserved tokens that well-known vocabularies hold and no text contains, in order of preference.
 _PADDING_TOKENS = (

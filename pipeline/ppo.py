@@ -26,15 +26,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
+from tieback.cli.errors import UsageError, run
 from tieback.data.sources import load_rows
-from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.prompt_lengths import fit_prompts
-from tieback.pipeline.stage_output import choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
-from tieback.pipeline.trainer.checkpoints import CheckpointError, complete_checkpoints
-from tieback.pipeline.trainer.checks import InputError, SelfCheckError
-from tieback.pipeline.trainer.rewards import RewardError
+from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
@@ -89,8 +88,7 @@ class PPOArguments:
 
 def main() -> None:
     """Run the stage."""
-    quiet_libraries()
-    choose_device()
+    begin_stage()
     run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
     if model_args.model_name_or_path is None:
@@ -103,23 +101,17 @@ def main() -> None:
     if evaluation is None:
         args.eval_strategy = "no"
 
-    try:
-        trainer = PPOTrainer(
-            model=policy,
-            reward_funcs=rewards,
-            args=args,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            processing_class=tokenizer,
-            value_model=critic_to_start_from(ppo_args.critic_init, rewards),
-            peft_config=get_peft_config(model_args),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    except (InputError, RewardError, CheckpointError, SelfCheckError) as error:
-        raise UsageError(str(error)) from error
+    trainer = PPOTrainer(
+        model=policy,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        value_model=critic_to_start_from(ppo_args.critic_init, rewards),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     if trainer.interrupt.interrupted:
         trainer.accelerator.print(
             f"Stopped after iteration {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on."
@@ -187,7 +179,7 @@ def load_reward(name: str, batch_size: int, setting: str = "reward_funcs") -> An
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
-    except ValueError as error:
+    except UsageError as error:
         raise UsageError(f"{setting}: {error}") from error
 
 
@@ -278,4 +270,4 @@ def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

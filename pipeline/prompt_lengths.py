@@ -3,7 +3,7 @@
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.rollout import encode_prompts
 
 

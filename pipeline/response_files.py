@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 
 RESPONSES = "responses.jsonl"
 _SETTINGS = "responses.settings.json"

@@ -28,12 +28,14 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
+from tieback.cli.errors import UsageError, run
 from tieback.data.pairs import encode_pairs
 from tieback.data.sources import Rows, load_rows
-from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
 from tieback.pipeline.progress import show_figures
-from tieback.pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.reward_model.head import (
     is_classifier,
     load_reward_model,
@@ -82,8 +84,7 @@ class RewardArguments:
 
 def main() -> None:
     """Run the stage."""
-    quiet_libraries()
-    choose_device()
+    begin_stage()
     run, data_args, args, model_args = parse_stage(
         "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
     )
@@ -187,7 +188,7 @@ def start_model(path: str, model_args: ModelConfig) -> PreTrainedModel:
             if is_classifier(path, **kwargs)
             else new_reward_model(path, **kwargs)
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(str(error)) from error
 
 
@@ -287,4 +288,4 @@ def last_logged(history: list[dict[str, Any]], *names: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

@@ -20,9 +20,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
+from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.data.tokenizer import train_tokenizer
-from tieback.pipeline.arguments import RunArguments, UsageError, parse_stage, run_stage
+from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
@@ -32,7 +33,8 @@ from tieback.pipeline.model_loading import (
 )
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.prompt_lengths import fit_prompts
-from tieback.pipeline.stage_output import checkpoint_to_resume, choose_device, finish_stage, quiet_libraries
+from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.stage import begin_stage, finish_stage
 
 
 @dataclass
@@ -80,8 +82,7 @@ class SFTArguments:
 
 def main() -> None:
     """Run the stage."""
-    quiet_libraries()
-    choose_device()
+    begin_stage()
     run, data_args, args, model_args = parse_stage(
         "sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig)
     )
@@ -241,4 +242,4 @@ def last_loss(log_history: list[dict[str, Any]], default: float) -> float:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

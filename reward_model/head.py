@@ -23,6 +23,8 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from tieback.cli.errors import UsageError
+
 
 def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a trained reward model.
@@ -35,17 +37,17 @@ def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         A sequence-classification model with one label, whose logits [B, 1] are fp32 and include the bias.
 
     Raises:
-        ValueError: it is no reward model (a language model, two labels, or a head that is not in the file).
+        UsageError: it is no reward model (a language model, two labels, or a head that is not in the file).
     """
     config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
     if not _is_classifier(config):
         architecture = (config.architectures or ["model of unknown architecture"])[0]
-        raise ValueError(
+        raise UsageError(
             f"{path} is a {architecture}, not a reward model. Train one from it with pipeline/reward.py, or name "
             "a sequence-classification model with one label."
         )
     if config.num_labels != 1:
-        raise ValueError(
+        raise UsageError(
             f"{path} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}); a reward model "
             "has one, its score. Choose a reward model, or train one with pipeline/reward.py."
         )
@@ -60,13 +62,13 @@ def new_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         kwargs: for `from_pretrained`.
 
     Raises:
-        ValueError: the architecture has no sequence-classification class, or an adapter is to be merged into a
+        UsageError: the architecture has no sequence-classification class, or an adapter is to be merged into a
             quantised base.
     """
     adapter = Path(path) / "adapter_config.json"
     base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
     if adapter.is_file() and kwargs.get("quantization_config") is not None:
-        raise ValueError(
+        raise UsageError(
             f"{path} holds a LoRA adapter, which cannot be merged into a quantised base without loss. Train the "
             "reward model without load_in_4bit / load_in_8bit, or from a merged model."
         )
@@ -179,7 +181,7 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     config_class = type(config)
     if config_class not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ValueError(
+        raise UsageError(
             f"Transformers has no sequence-classification class for {config_class.__name__}: no reward model can be "
             "made of it."
         )
@@ -193,7 +195,7 @@ def _from_pretrained(
     if hasattr(model, "score"):
         model.score.float()  # a new head is made in the backbone's dtype
     if info["missing_keys"]:
-        raise ValueError(
+        raise UsageError(
             f"{path} lacks weights of {stock.__name__}: {', '.join(sorted(info['missing_keys']))}."
         )
     return model

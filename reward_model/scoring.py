@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tieback.cli.errors import UsageError
 from tieback.reward_model.head import score_last
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class RewardScorer:
             completions: N plain texts, or N lists of messages that continue the conversation.
 
         Raises:
-            ValueError: the counts differ, or the texts are conversations and the tokenizer has no chat template.
+            ValueError: the counts differ.
+            UsageError: the texts are conversations and the tokenizer has no chat template.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions to score.")
@@ -104,13 +106,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text) -
     """Token ids of prompt and completion as TRL's `RewardTrainer` makes them: plain text ends with EOS.
 
     Raises:
-        ValueError: the text is a conversation and the tokenizer has no chat template.
+        UsageError: the text is a conversation and the tokenizer has no chat template.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         text, eos = prompt + completion, tokenizer.eos_token
         return tokenizer(text if eos is None or text.endswith(eos) else text + eos)["input_ids"]
     if tokenizer.chat_template is None:
-        raise ValueError(
+        raise UsageError(
             f"The texts are conversations, but the reward model's tokenizer ({tokenizer.name_or_path}) has no chat "
             "template. Set one on it, or use plain prompts."
         )

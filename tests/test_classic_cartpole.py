@@ -38,9 +38,9 @@ def test_it_learns_to_balance_for_ever(algorithm, tmp_path):
     arguments, settings = parse(
         ["--algorithm", algorithm, "--output_dir", str(tmp_path), "--report_to", "none", "--seed", "7"]
     )
-    metrics = main(arguments, settings)
+    main(arguments, settings)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["eval/mean_return"] >= 490
-    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     for name in ("policy_map.png", "episode.mp4"):
         assert (tmp_path / name).stat().st_size > 5_000
 

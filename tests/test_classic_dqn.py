@@ -9,8 +9,8 @@ from torch import nn
 
 from tieback.classic_rl.dqn import DQNArguments, epsilon_at, td_targets, train
 from tieback.classic_rl.networks import q_network
-from tieback.classic_rl.output import UsageError
 from tieback.classic_rl.replay import ReplayBuffer, Transitions
+from tieback.cli.errors import UsageError
 
 
 def numbered(first, count):

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 import classic_rl  # noqa: F401 (registers the environment)
 from tieback.classic_rl.gridworld import GridWorldArguments, main, parse_cell, q_learning
-from tieback.classic_rl.output import UsageError
+from tieback.cli.errors import UsageError
 
 UP, RIGHT, DOWN, LEFT = range(4)
 ID = "tieback/GridWorld-v0"

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tieback import ppo_core
 from tieback.classic_rl import pong, pong_training
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.output import UsageError
 from tieback.classic_rl.pong import PRESETS, load_policy, parse
 from tieback.classic_rl.pong_environment import make_env
 from tieback.classic_rl.pong_training import PongPPOArguments, train
+from tieback.cli.errors import UsageError
 
 # Two iterations of PPO at the least cost.
 TINY = [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 from tieback.pipeline.labelling import ordering
 from tieback.pipeline.labelling.items import Item, content_hash
 from tieback.pipeline.labelling.ordering import most_uncertain_first, uncertainty

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tieback.cli.errors import UsageError
 from tieback.data.errors import DataError
 from tieback.data.sources import load_rows
 from tieback.pipeline import label
-from tieback.pipeline.arguments import UsageError
 from tieback.pipeline.label import LabelArguments, open_log
 from tieback.pipeline.labelling.items import read_comparisons, read_responses
 from tieback.pipeline.labelling.judgements import JudgementLog

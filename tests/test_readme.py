@@ -3,6 +3,7 @@
 What the commands do is run at the recipe `smoke` by tests/test_stage_*.py and by `.ci/run`.
 """
 
+import ast
 import importlib
 import re
 import shlex
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from test_recipes import read_by_stage
-from transformers import HfArgumentParser
 
+from tieback.cli.arguments import parse_flags
 from tieback.pipeline.arguments import RECIPES
 from tieback.pipeline.label import LabelArguments
+from tieback.pipeline.rlhf import RlhfArguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,7 +47,9 @@ def what_make_runs(command: str) -> list[str]:
     return [
         line
         for line in printed.splitlines()
-        if re.search(r"pipeline/\w+\.py|-m pipeline\.|classic_rl|pytest|ruff|mypy|tensorboard", line)
+        if re.search(
+            r"pipeline/\w+\.py|-m pipeline\.|tieback rlhf|classic_rl|pytest|ruff|mypy|tensorboard", line
+        )
     ]
 
 
@@ -65,17 +69,15 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif "-m" in words and words[words.index("-m") + 1].startswith("classic_rl."):
         module = importlib.import_module("tieback." + words[words.index("-m") + 1])
         flags = words[words.index("-m") + 2 :]
-        if hasattr(module, "parse"):
-            # There is no run to resume here.
-            module.parse([flag for flag in flags if flag != "--resume"])
-        else:
-            HfArgumentParser(module.GridWorldArguments).parse_args_into_dataclasses(flags)
+        # There is no run to resume here.
+        module.parse([flag for flag in flags if flag != "--resume"])
     elif "pipeline.label" in words:
-        HfArgumentParser(LabelArguments).parse_args_into_dataclasses(
-            words[words.index("pipeline.label") + 1 :]
-        )
+        parse_flags(LabelArguments, "label", words[words.index("pipeline.label") + 1 :])
     elif "pipeline.report" in words:
         assert not [word for word in words if word.startswith("-") and word not in ("-m", "--output")]
+    elif "rlhf" in words:
+        flags = words[words.index("rlhf") + 1 :]
+        parse_flags(RlhfArguments, "tieback rlhf", flags[: flags.index("--")] if "--" in flags else flags)
     elif words[:2] == ["pip", "install"]:
         assert (ROOT / words[words.index("-c") + 1]).is_file()
     else:
@@ -112,7 +114,7 @@ def test_the_python_of_the_readme_compiles_and_names_what_there_is() -> None:
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         compile(block, "README.md", "exec")
         for module, names in re.findall(r"from ([\w.]+) import (.+)", block):
-            assert set(names.split(", ")) <= set(dir(importlib.import_module(module)))
+            assert all(hasattr(importlib.import_module(module), name) for name in names.split(", "))
 
 
 def test_every_file_that_a_page_links_to_is_there() -> None:
@@ -121,17 +123,24 @@ def test_every_file_that_a_page_links_to_is_there() -> None:
             assert (path.parent / link).exists(), f"{path}: {link}"
 
 
-CODE_LINES = re.compile(r"\[`([^`]+)`\]\(([^)#]+)#L(\d+)\)")
+CODE_LINES = re.compile(r"`([^`]+)` in \[`([\w.]+)`\]\(([^)#]+\.py)\)")
 
 
-def test_every_line_of_code_that_a_page_points_to_stands_there() -> None:
+def source_of(path: Path, symbol: str) -> list[str]:
+    """Lines of a class or function, `Class.method` say."""
+    text = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    for name in symbol.split("."):
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        node = next(n for n in ast.iter_child_nodes(node) if isinstance(n, kinds) and n.name == name)
+    return [line.strip() for line in (ast.get_source_segment(text, node) or "").splitlines()]
+
+
+def test_every_line_of_code_that_a_page_shows_stands_in_the_symbol_that_it_links_to() -> None:
     found = 0
     for path, page in PAGES.items():
-        for snippet, link, number in CODE_LINES.findall(page):
-            lines = (path.parent / link).read_text(encoding="utf-8").splitlines()
-            places = [place for place, line in enumerate(lines, start=1) if line.strip() == snippet]
-            assert int(number) in places, (
-                f"{path.name}: {snippet!r} stands in {link} at line {places}, not {number}"
-            )
+        assert "#L" not in page, f"{path.name}: a link to a line goes stale; name the symbol"
+        for snippet, symbol, link in CODE_LINES.findall(page):
+            assert snippet in source_of(path.parent / link, symbol), f"{path.name}: {snippet!r} in {symbol}"
             found += 1
     assert found >= 28  # seven concepts, four programs

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from tieback.pipeline.arguments import RECIPES, RunArguments, UsageError, parse_stage
+from tieback.cli.errors import UsageError
+from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
 from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.trainer import PPOConfig
 
@@ -136,9 +137,12 @@ def test_a_recipe_that_cannot_be_followed_is_refused_with_file_and_key(
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_where_recipes_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none\.yaml: no such file. The built-in recipes are in .*recipes"):
+    with pytest.raises(
+        UsageError,
+        match=r"none\.yaml: no such file. The built-in recipes \(helpdesk, hh, smoke\) are in .*recipes",
+    ):
         parse_stage("ppo", PPO_TYPES, ["--config", str(tmp_path / "none.yaml")])
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="--config: name a recipe or its file"):
         parse_stage("ppo", PPO_TYPES, ["--config"])
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from playwright.sync_api import expect
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 from tieback.pipeline.label import open_log
 from tieback.pipeline.labelling.items import read_comparisons
 from tieback.pipeline.labelling.session import Session

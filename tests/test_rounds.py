@@ -1,14 +1,20 @@
 """Rounds: where their stages lie, whose responses they collect, and which pairs their reward model learns from."""
 
 import json
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tieback.pipeline.arguments import RunArguments, UsageError
+from tieback.cli.arguments import parse_flags
+from tieback.cli.errors import UsageError
+from tieback.pipeline import rlhf
+from tieback.pipeline.arguments import RECIPES, RunArguments
 from tieback.pipeline.collect import newest_policy
 from tieback.pipeline.reward import RewardArguments, collected_pairs, load_pairs
+from tieback.pipeline.rlhf import RlhfArguments, commands, launcher
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,29 +73,84 @@ def test_the_reward_model_learns_from_the_pairs_of_all_rounds_whoever_ranked_the
     assert rows.dataset["prompt"] == ["Is it?", "Is it now?", "And then?"]
 
 
-def what_make_runs(*variables):
-    command = ["make", "--dry-run", "--no-print-directory", "rlhf", "RUN=r", *variables]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [line for line in printed.splitlines() if "--run_dir" in line or "pipeline.label" in line]
+def planned(*flags, stage_settings=()):
+    (arguments,) = parse_flags(RlhfArguments, "tieback rlhf", ["--run_dir", "r", *flags])
+    return commands(arguments, list(stage_settings))
 
 
-def test_make_runs_the_rounds_in_order():
-    lines = what_make_runs("ROUNDS=2", "ARGS=--seed 3")
+def test_the_rounds_run_in_order_and_every_stage_gets_the_settings():
+    lines = planned("--rounds", "2", stage_settings=["--seed", "3"])
     stages = ["sft", *["collect", "reward", "ppo", "evaluate"] * 2]
-    assert [line.split("pipeline/")[1].split(".py")[0] for line in lines] == stages
-    assert ["--round 2" in line for line in lines] == [False] * 5 + [True] * 4
-    assert all(line.endswith("--seed 3") for line in lines)
-    assert not any("--annotator" in line for line in lines)
+    assert [Path(line[0]).stem for line in lines] == stages
+    for line in lines:
+        assert Path(line[0]).is_file()
+        assert line[1:5] == [
+            "--config",
+            str(RECIPES / "helpdesk" / f"{Path(line[0]).stem}.yaml"),
+            "--run_dir",
+            "r",
+        ]
+        assert line[-2:] == ["--seed", "3"]
+    assert ["--round" in line for line in lines] == [False] * 5 + [True] * 4
+    assert lines[5][5:7] == ["--round", "2"]
+    assert not any("--annotator" in line or "--dataset_name" in line for line in lines)
 
 
-def test_make_waits_for_people_after_each_collect():
-    lines = what_make_runs("ROUNDS=2", "RANKED_BY=people")
-    assert [number for number, line in enumerate(lines) if "--annotator none" in line] == [1, 6]
-    assert [number for number, line in enumerate(lines) if "pipeline.label" in line] == [2, 7]
-    assert (
-        "--responses r/collect/responses.jsonl --output r/label/preferences.jsonl --until_finished"
-        in lines[2]
+def test_people_are_waited_for_after_each_collect():
+    lines = planned("--rounds", "2", "--ranked_by", "people")
+    assert [number for number, line in enumerate(lines) if line[-2:] == ["--annotator", "none"]] == [1, 6]
+    assert [number for number, line in enumerate(lines) if Path(line[0]).stem == "label"] == [2, 7]
+    first = ["--responses", "r/collect/responses.jsonl", "--output", "r/label/preferences.jsonl"]
+    assert lines[2][1:] == [*first, "--until_finished"]
+    assert lines[7][1:5] == [part.replace("r/", "r/round2/") for part in first]
+
+
+def test_data_of_ones_own_and_a_recipe_of_ones_own_reach_every_stage(tmp_path):
+    for stage in ("sft", "collect", "reward", "ppo", "evaluate"):
+        (tmp_path / f"{stage}.yaml").write_text("seed: 1\n")
+    lines = planned("--recipe", str(tmp_path), "--dataset_name", "pairs.jsonl", "--ranked_by", "simulated")
+    for line in lines:
+        assert line[2] == str(tmp_path / f"{Path(line[0]).stem}.yaml")
+        assert line[5:7] == ["--dataset_name", "pairs.jsonl"]
+    assert lines[1][-2:] == ["--annotator", "simulated"]
+
+
+def test_a_launcher_is_a_command_with_variables_before_it(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    own = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+    words, environment = launcher("A=1 B='2 3' accelerate launch --config_file my.yaml")
+    assert (words, environment) == ([*own, "launch", "--config_file", "my.yaml"], {"A": "1", "B": "2 3"})
+    words, environment = launcher(None)
+    assert words[:3] == own
+    assert Path(words[-1]).is_file()
+    assert int(environment["OMP_NUM_THREADS"]) >= 1
+    for launch in ("", "A=1", "accelerate 'launch"):
+        with pytest.raises(UsageError, match="launch: "):
+            launcher(launch)
+
+
+def test_the_first_stage_that_fails_ends_the_run_with_its_status(tmp_path):
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "stage = pathlib.Path(sys.argv[1]).stem\n"
+        f"open({str(tmp_path / 'ran')!r}, 'a').write(stage + ' ')\n"
+        "sys.exit(7 if stage == 'reward' else 0)\n"
     )
-    assert (
-        "--responses r/round2/collect/responses.jsonl --output r/round2/label/preferences.jsonl" in lines[7]
-    )
+    with pytest.raises(SystemExit) as end:
+        rlhf.main(["--run_dir", str(tmp_path / "run"), "--launch", f"{sys.executable} {script}"])
+    assert end.value.code == 7
+    assert (tmp_path / "ran").read_text().split() == ["sft", "collect", "reward"]
+
+
+def test_make_hands_its_variables_over():
+    command = ["make", "--dry-run", "--no-print-directory", "rlhf", "RUN=r", "ROUNDS=2", "DATA=d.jsonl"]
+    printed = subprocess.run(
+        [*command, "RANKED_BY=people", "ARGS=--seed 3", "LAUNCH=accelerate launch"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    (line,) = [line for line in printed.splitlines() if "tieback rlhf" in line]
+    assert shlex.split(line)[2:] == [
+        *("--recipe", "helpdesk", "--run_dir", "r", "--rounds", "2", "--launch", "accelerate launch"),
+        *("--dataset_name", "d.jsonl", "--ranked_by", "people", "--", "--seed", "3"),
+    ]

@@ -12,10 +12,20 @@ from typing import Any
 import pytest
 import toy
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
+PROGRAMS = (
+    *STAGES,
+    "label",
+    "rlhf",
+    "pipeline.label",
+    "pipeline.report",
+    "classic_rl.gridworld",
+    "classic_rl.cartpole",
+    "classic_rl.pong",
+)
 DECOYS = ("data", "reward_model", "ppo_core", "pipeline")
 
 
@@ -31,7 +41,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(elsewhere: Path) -> dict[str, Any]:
-    """What the scripts print there, and which packages they import."""
+    """What the programs print there, and which modules they import."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
     done = subprocess.run(
@@ -50,31 +60,38 @@ def printed(elsewhere: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_is_printed_from_any_folder(printed: dict[str, Any], stage: str) -> None:
-    status, output, _ = printed[stage]
-    assert status == 0
+    output = printed[stage]["output"]
+    assert printed[stage]["status"] == 0
     assert output.startswith(f"usage: pipeline/{stage}.py")
     for option in ("--run_dir", "--seed", "--output_dir"):
         assert option in output
 
 
 def test_a_missing_stage_is_one_line_and_status_2(printed: dict[str, Any]) -> None:
-    status, _, errors = printed["a missing stage"]
-    assert status == 2
-    assert errors.strip().splitlines()[-1] == (
+    assert printed["a missing stage"]["status"] == 2
+    assert printed["a missing stage"]["errors"].strip().splitlines()[-1] == (
         "error: nothing/sft/config.json does not exist. Make it with `accelerate launch pipeline/sft.py --run_dir "
         "nothing` (or `make sft RUN=nothing`)."
     )
 
 
-def test_our_packages_are_ours_and_no_file_of_the_pipeline_stands_for_a_library(
-    printed: dict[str, Any],
-) -> None:
-    packages = {name: Path(file) for name, file in printed["packages"].items()}
-    assert set(packages) == {*DECOYS, "trl", "datasets", "transformers", "peft", "accelerate"}
-    for name, file in packages.items():
-        ours = name in DECOYS
-        assert (file.parent == ROOT / name) == ours, f"{name} was imported from {file}"
-        assert ours or ROOT / "pipeline" not in file.parents
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_each_module_of_ours_is_loaded_once_under_the_one_name(printed: dict[str, Any], program: str) -> None:
+    assert printed[program]["status"] == 0
+    modules = printed[program]["modules"]
+    assert len(modules) > 3
+    for name, file in modules:
+        path = Path(file).relative_to(ROOT).with_suffix("")
+        parts = path.parent.parts if path.name == "__init__" else path.parts
+        assert name == ".".join(("tieback", *parts))
+    files = [file for _, file in modules]
+    assert len(files) == len(set(files))
+
+
+def test_no_file_of_ours_stands_for_a_library(printed: dict[str, Any]) -> None:
+    assert set(printed["libraries"]) == {"trl", "datasets", "transformers", "peft", "accelerate"}
+    for name, file in printed["libraries"].items():
+        assert "site-packages" in Path(file).parts, f"{name} was imported from {file}"
 
 
 def test_no_file_in_the_pipeline_is_named_like_something_that_can_be_imported() -> None:

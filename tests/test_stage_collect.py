@@ -6,10 +6,11 @@ import sys
 import pytest
 from transformers import GenerationConfig
 
+from tieback.cli.errors import UsageError
 from tieback.data.helpdesk import annotate, gold_scores, make_split
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import collect, response_files
-from tieback.pipeline.arguments import RECIPES, UsageError
+from tieback.pipeline.arguments import RECIPES
 from tieback.pipeline.model_loading import new_policy
 
 SMOKE = str(RECIPES / "smoke" / "collect.yaml")

@@ -21,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline import evaluate
-from tieback.pipeline.arguments import RECIPES, RunArguments, UsageError, parse_stage
+from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
 from tieback.pipeline.report.responses import log_ratios, sample_responses
 from tieback.pipeline.trainer.rollout import sampling_config
 

@@ -12,9 +12,9 @@ import toy
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tieback.cli.errors import UsageError
 from tieback.data.errors import DataError
 from tieback.pipeline import ppo
-from tieback.pipeline.arguments import UsageError
 from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 
 

@@ -12,10 +12,11 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
+from tieback.cli.errors import UsageError
 from tieback.data.helpdesk import make_split
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import reward
-from tieback.pipeline.arguments import RECIPES, UsageError
+from tieback.pipeline.arguments import RECIPES
 from tieback.pipeline.model_loading import load_tokenizer, new_policy
 from tieback.reward_model.head import load_reward_model, reward_bias
 from tieback.reward_model.scoring import RewardScorer

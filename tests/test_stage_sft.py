@@ -13,9 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.trainer_callback import ProgressCallback
 from trl import ModelConfig, SFTTrainer
 
+from tieback.cli.errors import UsageError
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import sft
-from tieback.pipeline.arguments import RECIPES, UsageError
+from tieback.pipeline.arguments import RECIPES
 from tieback.pipeline.model_loading import (
     end_of_turn_id,
     ensure_pad_token,

@@ -9,8 +9,8 @@ import toy
 from datasets import Dataset
 from transformers import GenerationConfig
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer import PPOConfig
-from tieback.pipeline.trainer.checks import InputError
 from tieback.pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -184,5 +184,5 @@ def test_fewer_prompts_than_one_iteration_takes_are_refused_with_the_numbers(tmp
 
 def test_several_gpus_without_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PPOConfig, "n_gpu", 2)
-    with pytest.raises(InputError, match=r"sees 2 GPUs.*accelerate launch"):
+    with pytest.raises(UsageError, match=r"sees 2 GPUs.*accelerate launch"):
         toy.ppo_trainer(tmp_path)

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.ppo import load_reward
 from tieback.reward_model.scoring import RewardScorer

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tieback.cli.errors import UsageError
 from tieback.data.conversations import as_messages
 from tieback.data.errors import DataError
-from tieback.pipeline.arguments import UsageError
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.labelling.judgements import (
     ASPECTS,

@@ -7,7 +7,7 @@ python -m pipeline.report runs/seed0 runs/seed1 --output runs/comparison.html
 import argparse
 from pathlib import Path
 
-from tieback.pipeline.arguments import run_stage
+from tieback.cli.errors import run
 from tieback.pipeline.report.comparison import evaluation_folder, render_comparison
 from tieback.pipeline.report.gather import write_report
 
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run(main)

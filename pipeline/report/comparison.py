@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 from tieback.pipeline.report.curves import MAX_CURVES, curve, line_chart
 from tieback.pipeline.report.examples import escape
 from tieback.pipeline.report.gather import gather

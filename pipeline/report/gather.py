@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tieback.pipeline.arguments import UsageError
+from tieback.cli.errors import UsageError
 from tieback.pipeline.report.curves import read_events, read_log
 from tieback.pipeline.report.human import human_figures
 from tieback.pipeline.report.page import Report, render

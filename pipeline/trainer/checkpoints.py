@@ -16,13 +16,14 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 
 STATE_FILE = "ppo_state.json"
 VALUE_MODEL = "value_model"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UsageError):
     """A checkpoint cannot be resumed from."""
 
 

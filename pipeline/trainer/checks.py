@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.models import active_dropouts
@@ -18,11 +19,7 @@ from tieback.pipeline.trainer.rollout import cut_at_end, encode_prompts, left_pa
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.5
 
 
-class InputError(ValueError):
-    """Data or settings that PPO cannot begin with."""
-
-
-class SelfCheckError(RuntimeError):
+class SelfCheckError(UsageError):
     """Sampling and scoring disagree, so that PPO's ratio would be wrong."""
 
 
@@ -30,11 +27,11 @@ def check_devices(num_devices: int) -> None:
     """Check that one process has one device.
 
     Raises:
-        InputError: it has more, which Transformers would use through DataParallel, without the critic and the
+        UsageError: it has more, which Transformers would use through DataParallel, without the critic and the
             bookkeeping of PPO.
     """
     if num_devices > 1:
-        raise InputError(
+        raise UsageError(
             f"One process sees {num_devices} GPUs. Start one process a GPU with `accelerate launch --config_file "
             "accelerate_configs/multi_gpu.yaml`, or show it a single one with CUDA_VISIBLE_DEVICES=0."
         )
@@ -53,22 +50,22 @@ def check_dataset(
         args: settings.
 
     Raises:
-        InputError: names the row at fault (counted from 1).
+        UsageError: names the row at fault (counted from 1).
     """
     if "prompt" not in dataset.column_names:
-        raise InputError(f"{name} has no `prompt` column; its columns are {dataset.column_names}.")
+        raise UsageError(f"{name} has no `prompt` column; its columns are {dataset.column_names}.")
     if len(dataset) == 0:
-        raise InputError(f"{name} is empty.")
+        raise UsageError(f"{name} is empty.")
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     for number, prompt in enumerate(dataset["prompt"], start=1):
         text = prompt if isinstance(prompt, str) else prompt[-1].get("content") if prompt else ""
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{name}, row {number}: the prompt is empty.")
+            raise UsageError(f"{name}, row {number}: the prompt is empty.")
         length = len(encode_prompts([prompt], tokenizer, args.template_arguments)[0])
         if length == 0:
-            raise InputError(f"{name}, row {number}: the tokenizer makes no token of the prompt {prompt!r}.")
+            raise UsageError(f"{name}, row {number}: the tokenizer makes no token of the prompt {prompt!r}.")
         if context is not None and length + args.max_completion_length > context:
-            raise InputError(
+            raise UsageError(
                 f"{name}, row {number}: the prompt's {length} tokens and max_completion_length="
                 f"{args.max_completion_length} exceed the model's context of {context}. Shorten the prompt, drop the "
                 "row, or lower max_completion_length."
@@ -79,10 +76,10 @@ def check_batch(dataset_size: int, per_device_batch: int, processes: int) -> Non
     """Check that the prompts fill at least one iteration.
 
     Raises:
-        InputError: they do not, and Trainer would end without a step.
+        UsageError: they do not, and Trainer would end without a step.
     """
     if dataset_size < per_device_batch * processes:
-        raise InputError(
+        raise UsageError(
             f"The training set has {dataset_size} prompts, but one iteration takes {per_device_batch * processes} "
             f"(per_device_train_batch_size={per_device_batch} x {processes} processes). Lower the batch size or add "
             "prompts."

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.rewards import RewardFunction
 from tieback.pipeline.trainer.trl_internals import prepare_deepspeed, prepare_fsdp
 from tieback.reward_model.head import init_head, load_reward_model
@@ -47,16 +48,16 @@ def split_reference(
         the reference in that case (None: no adapter).
 
     Raises:
-        ValueError: `peft_config` for a model that has an adapter, or several adapters.
+        UsageError: `peft_config` for a model that has an adapter, or several adapters.
     """
     if isinstance(policy, PeftModel):
         if peft_config is not None:
-            raise ValueError(
+            raise UsageError(
                 "The model has an adapter already, and peft_config asks for another. Merge the first "
                 "(model.merge_and_unload()), or leave peft_config out to train it further."
             )
         if list(policy.peft_config) != ["default"]:
-            raise ValueError(
+            raise UsageError(
                 f"The model must have one adapter, named `default`, to train further; it has {list(policy.peft_config)}. "
                 "Save the one that is meant and load it with PeftModel.from_pretrained, which names it so."
             )
@@ -104,14 +105,14 @@ def make_scorers(reward_funcs: Any, tokenizers: Any, batch_size: int) -> list[Re
     """Reward functions as they are, and reward models (given or named) as scorers with tokenizers of their own.
 
     Raises:
-        ValueError: no reward function, a tokenizer too many or too few, or a model that gives no single score.
+        UsageError: no reward function, a tokenizer too many or too few, or a model that gives no single score.
     """
     functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if not functions:
-        raise ValueError("reward_funcs is empty: name at least one reward function or reward model.")
+        raise UsageError("reward_funcs is empty: name at least one reward function or reward model.")
     given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(functions)
     if len(given) != len(functions):
-        raise ValueError(
+        raise UsageError(
             f"reward_processing_classes has {len(given)} entries for {len(functions)} reward_funcs."
         )
     return [
@@ -127,7 +128,7 @@ def _scorer(
     if not isinstance(function, PreTrainedModel):
         return function
     if function.config.num_labels != 1:
-        raise ValueError(
+        raise UsageError(
             f"A reward model has one label, its score; {type(function).__name__} has {function.config.num_labels}."
         )
     path = function.config._name_or_path
@@ -145,7 +146,7 @@ def make_critic(
     Of a reward model it is an fp32 copy: a reward model may be kept in bf16, but steps of training vanish there.
 
     Raises:
-        ValueError: the critic cannot read the policy's tokens, or has no head for one value.
+        UsageError: the critic cannot read the policy's tokens, or has no head for one value.
     """
     if isinstance(value_model, str):
         critic = load_reward_model(value_model, dtype=torch.float32)
@@ -153,17 +154,17 @@ def make_critic(
         shared = any(value_model is scorer.model for scorer in scorers)
         critic = copy.deepcopy(value_model).float() if shared else value_model
     elif isinstance(policy, PeftModel):
-        raise ValueError("Name a value_model: a critic is made of a policy only before it has an adapter.")
+        raise UsageError("Name a value_model: a critic is made of a policy only before it has an adapter.")
     else:
         critic = _critic_of(policy)
     if not hasattr(critic, "score") or critic.score.out_features != 1:
-        raise ValueError(
+        raise UsageError(
             f"The critic is a {type(critic).__name__} without a `score` head for one value. Use a "
             "sequence-classification model with num_labels=1."
         )
     vocabulary, own = policy.config.get_text_config().vocab_size, critic.config.get_text_config().vocab_size
     if own != vocabulary:
-        raise ValueError(
+        raise UsageError(
             f"The critic's vocabulary has {own} tokens, the policy's {vocabulary}: a critic reads the policy's tokens. "
             "Start it from the policy (value_model=None)."
         )
@@ -175,7 +176,7 @@ def _critic_of(policy: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ValueError(
+        raise UsageError(
             f"Transformers has no sequence-classification model for {type(config).__name__}; name a value_model."
         )
     critic = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.rollout import Rollout
 from tieback.reward_model.scoring import RewardScorer
 
 RewardFunction = Callable[..., list[float | None]]
 
 
-class RewardError(ValueError):
+class RewardError(UsageError):
     """A reward function returned something that cannot be learnt from."""
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from tieback.cli.errors import UsageError
+
 Prompt = str | list[dict[str, str]]
 
 
@@ -58,20 +60,20 @@ def end_token_ids(
     """Ids that end a completion: the tokenizer's EOS, all of the generation config's, and `stop_tokens`.
 
     Raises:
-        ValueError: a stop token is not one token of the vocabulary, or nothing at all ends a completion.
+        UsageError: a stop token is not one token of the vocabulary, or nothing at all ends a completion.
     """
     declared = generation_config.eos_token_id if generation_config is not None else None
     ids = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
     for token in stop_tokens or []:
         encoded = tokenizer.encode(token, add_special_tokens=False)
         if len(encoded) != 1:
-            raise ValueError(
+            raise UsageError(
                 f"stop_tokens: {token!r} is {len(encoded)} tokens of this tokenizer; name a single one."
             )
         ids.append(encoded[0])
     unique = list(dict.fromkeys(i for i in ids if i is not None))
     if not unique:
-        raise ValueError("The tokenizer has no EOS token: name what ends a completion in stop_tokens.")
+        raise UsageError("The tokenizer has no EOS token: name what ends a completion in stop_tokens.")
     return unique
 
 

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
 from tieback.pipeline.trainer.base import ActorCriticTrainer
 from tieback.pipeline.trainer.callbacks import InterruptCallback, PPOProgressCallback, write_completions
@@ -125,7 +126,7 @@ class PPOTrainer(ActorCriticTrainer):
         self.reward_names = unique_reward_names(self.reward_functions)
         self.reward_weights = args.reward_weights or [1.0] * len(self.reward_functions)
         if len(self.reward_weights) != len(self.reward_functions):
-            raise ValueError(
+            raise UsageError(
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_functions)} reward functions."
             )
 
@@ -151,7 +152,7 @@ class PPOTrainer(ActorCriticTrainer):
         # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
         set_seed(args.seed, device_specific=True)
         if self.accelerator.mixed_precision == "fp16":
-            raise ValueError(
+            raise UsageError(
                 "fp16 is not supported: its loss scaler skips optimiser steps. Use bf16 or fp32."
             )
         if self.is_world_process_zero() and not args.disable_tqdm:

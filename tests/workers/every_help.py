@@ -1,7 +1,7 @@
-"""Run every stage with --help, with pipeline/ first on sys.path as Python and `accelerate launch` put it there.
+"""Run every program with --help, the stages as Python and `accelerate launch` run them, with pipeline/ first on sys.path.
 
-Then PPO with a run that has no stage yet. Prints, as JSON, each one's exit status, output and errors, and the file that
-each package was imported from.
+Then PPO with a run that has no stage yet. Prints, as JSON, each one's exit status, output and errors, and the modules of
+ours that are loaded after it, with their files.
 """
 
 import contextlib
@@ -12,36 +12,56 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PIPELINE = Path(__file__).parents[2] / "pipeline"
-STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
-PACKAGES = (
-    "data",
-    "reward_model",
-    "ppo_core",
-    "pipeline",
-    "trl",
-    "datasets",
-    "transformers",
-    "peft",
-    "accelerate",
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("sft", "collect", "reward", "ppo", "evaluate", "label", "rlhf")
+MODULES = (
+    "pipeline.label",
+    "pipeline.report",
+    "classic_rl.gridworld",
+    "classic_rl.cartpole",
+    "classic_rl.pong",
 )
+LIBRARIES = ("trl", "datasets", "transformers", "peft", "accelerate")
 
 
-def run(stage: str, *options: str) -> tuple[Any, str, str]:
-    """Exit status, output and errors of a script."""
-    sys.argv = [str(PIPELINE / f"{stage}.py"), *options]
+def run(program: str, *options: str) -> dict[str, Any]:
+    """Exit status, output, errors and our modules of a script, or of a module as `python -m` runs it."""
+    path = ROOT / "pipeline" / f"{program}.py"
+    sys.argv = [str(path), *options]
     output, errors = io.StringIO(), io.StringIO()
+    status: Any = None
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            if program in MODULES:
+                sys.path[0] = str(ROOT)
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
+            else:
+                sys.path[0] = str(path.parent)
+                runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
-        return end.code, output.getvalue(), errors.getvalue()
-    return None, output.getvalue(), errors.getvalue()
+        status = end.code
+    return {
+        "status": status,
+        "output": output.getvalue(),
+        "errors": errors.getvalue(),
+        "modules": our_modules(),
+    }
+
+
+def our_modules() -> list[tuple[str, str]]:
+    """Names and files of the loaded modules whose file is in this project."""
+    found = []
+    for name, module in sys.modules.items():
+        file = getattr(module, "__file__", None)
+        if name not in ("__main__", "__mp_main__") and file is not None:
+            path = Path(file).resolve()
+            if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
+                found.append((name, str(path)))
+    return found
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(PIPELINE)
-    results: dict[str, Any] = {stage: run(stage, "--help") for stage in STAGES}
+    results: dict[str, Any] = {program: run(program, "--help") for program in (*STAGES, *MODULES)}
     results["a missing stage"] = run("ppo", "--run_dir", "nothing")
-    results["packages"] = {name: sys.modules[name].__file__ for name in PACKAGES if name in sys.modules}
+    results["libraries"] = {name: sys.modules[name].__file__ for name in LIBRARIES if name in sys.modules}
     print(json.dumps(results))

@@ -1,0 +1,34 @@
+"""The error that means bad input, and how a program ends with it."""
+
+import sys
+from collections.abc import Callable
+
+
+class UsageError(ValueError):
+    """Bad input: a setting, a file or a row. The message names it and says what to do.
+
+    Programs print the message alone and exit with status 2; every other exception is a fault of ours, with its
+    traceback.
+    """
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program's `main`, and turn bad input into one message on stderr and exit status 2."""
+    _forget_bare_names()
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _forget_bare_names() -> None:
+    """Drop the folders that `python -m classic_rl.pong` imported by their bare names to find the program.
+
+    They are imported as `tieback.classic_rl` and so on everywhere else, and nothing is to be there twice.
+    """
+    spec = sys.modules["__main__"].__spec__
+    package = spec.parent if spec is not None else None
+    while package and package.partition(".")[0] in ("classic_rl", "pipeline"):
+        sys.modules.pop(package, None)
+        package = package.rpartition(".")[0]
