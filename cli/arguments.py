@@ -14,7 +14,7 @@ from tieback.cli.errors import UsageError
 
 MAX_SEED = 2**32 - 1
 # Settings that name a place to write to.
-_PLACES = ("run_dir", "output_dir", "output", "logging_dir")
+_FOLDERS, _FILES = ("run_dir", "output_dir", "logging_dir"), ("output",)
 
 
 class _StrictParser:
@@ -106,8 +106,8 @@ def check_settings(*parsed: Any) -> None:
                 check_seed(name, value)
             elif name.endswith("learning_rate") and not (value >= 0 and math.isfinite(value)):
                 raise UsageError(f"{name} must be a number of at least 0, but is {value}.")
-            elif name in _PLACES and value:
-                check_writable(name, Path(value))
+            elif name in (*_FOLDERS, *_FILES) and value:
+                check_writable(name, Path(value), is_folder=name in _FOLDERS)
 
 
 def check_seed(name: str, seed: int) -> None:
@@ -120,7 +120,7 @@ def check_seed(name: str, seed: int) -> None:
         raise UsageError(f"{name} must be a whole number from 0 to {MAX_SEED}, but is {seed}.")
 
 
-def check_writable(name: str, path: Path) -> None:
+def check_writable(name: str, path: Path, is_folder: bool) -> None:
     """Check that a file or a folder can be made at `path`, by writing beside it, and leave nothing behind.
 
     Raises:
@@ -129,6 +129,10 @@ def check_writable(name: str, path: Path) -> None:
     folder = path if path.is_dir() else path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    if is_folder == path.is_file() and path.exists():
+        raise UsageError(
+            f"{name}: {path} cannot be written to: it is a {'file' if is_folder else 'folder'}. Name another place."
+        )
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -87,6 +87,14 @@ def parse_stage(
     argv = [
         part for item in argv for part in (item.split("=", 1) if item.startswith("--config=") else [item])
     ]
+    own_model = _value_of("model_name_or_path", argv)
+    if own_model is not None and not _says_how_and_where(argv):
+        raise UsageError(
+            f"--model_name_or_path {own_model} without --config and --run_dir would be trained by the recipe of the help "
+            "desk's small model, into its folder. Name both: "
+            f"accelerate launch pipeline/{stage}.py --config hh --run_dir runs/mine --model_name_or_path {own_model} "
+            "(or a recipe of your own for --config)."
+        )
     if "--config" not in argv:
         argv = ["--config", "helpdesk", *argv]
     if argv[-1] == "--config":
@@ -122,6 +130,28 @@ def recipe_path(name: str, stage: str) -> Path:
     """File of a recipe: the one named, or a stage's of the built-in recipe of that name."""
     built_in = RECIPES / name / f"{stage}.yaml"
     return built_in if built_in.is_file() and not Path(name).is_file() else Path(name)
+
+
+def _value_of(name: str, argv: list[str]) -> str | None:
+    """Value of a flag on a command line; None where it is not given."""
+    for place, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            return value if equals else (argv[place + 1] if place + 1 < len(argv) else "")
+    return None
+
+
+def _says_how_and_where(argv: list[str]) -> bool:
+    """Whether a command line names a recipe and a folder to write to; the folder may stand in a recipe of one's own."""
+    config = _value_of("config", argv)
+    if config is None:
+        return False
+    named = any(_value_of(name, argv) is not None for name in ("run_dir", "output_dir"))
+    path = Path(config)
+    if named or not path.is_file() or RECIPES in path.resolve().parents:
+        return named
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return isinstance(recipe, dict) and bool({"run_dir", "output_dir"} & recipe.keys())
 
 
 def _flags(argv: list[str]) -> list[str]:

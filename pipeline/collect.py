@@ -98,7 +98,7 @@ class CollectArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    begin_stage("collect")
     run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)

@@ -143,7 +143,7 @@ class EvaluateArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    begin_stage("evaluate")
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     accelerator = Accelerator()
     folders = model_folders(run, args)

@@ -14,7 +14,6 @@ with every curve, and metrics.json into `<run_dir>/ppo`.
 
 import importlib
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -29,11 +28,13 @@ from trl import ModelConfig, get_peft_config
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.interruption import exit_if_interrupted
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
-from tieback.pipeline.trainer.checkpoints import complete_checkpoints
+from tieback.pipeline.trainer.checkpoints import STATE_FILE
 from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
@@ -88,7 +89,7 @@ class PPOArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    begin_stage("ppo")
     run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
     if model_args.model_name_or_path is None:
@@ -111,12 +112,12 @@ def main() -> None:
         value_model=critic_to_start_from(ppo_args.critic_init, rewards),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    if trainer.interrupt.interrupted:
-        trainer.accelerator.print(
-            f"Stopped after iteration {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on."
+    trainer.train(
+        resume_from_checkpoint=checkpoint_to_resume(
+            args.output_dir, args.resume_from_checkpoint, run.recipe, STATE_FILE
         )
-        sys.exit(130)
+    )
+    exit_if_interrupted(trainer, trainer.interrupt)
     trainer.save_model()
     trainer.save_state()
     metrics = last_metrics(trainer.state.log_history)
@@ -230,34 +231,6 @@ def load_prompts(
         )
     first = len(rows) - ppo_args.num_eval_prompts
     return rows.select(range(first)), rows.select(range(first, len(rows))), left_out
-
-
-def checkpoint_to_resume(args: PPOConfig) -> bool | str | None:
-    """Where to go on from: as asked, and otherwise the newest checkpoint of a run that did not come to its end.
-
-    Where the run starts anew, checkpoints of the one before are removed, lest they be taken for its own.
-    """
-    asked = args.resume_from_checkpoint
-    output_dir = Path(args.output_dir)
-    whole = complete_checkpoints(output_dir)
-    resume: bool | str | None = None
-    if asked is None and whole and not (output_dir / "metrics.json").exists():
-        resume = str(whole[-1])
-        PartialState().print(
-            f"Going on from {resume}, where this run was interrupted (--resume_from_checkpoint false starts anew)."
-        )
-    elif asked is not None and str(asked).lower() != "false":
-        resume = True if str(asked).lower() == "true" else asked
-
-    PartialState().wait_for_everyone()  # every process has seen the same files
-    if PartialState().is_main_process:
-        (output_dir / "metrics.json").unlink(missing_ok=True)
-        if resume is None and whole:
-            print(f"Removing the checkpoints of the run before this one in {output_dir}.")
-            for folder in output_dir.glob("checkpoint-*"):
-                shutil.rmtree(folder)
-    PartialState().wait_for_everyone()
-    return resume
 
 
 def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:

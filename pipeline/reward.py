@@ -32,6 +32,7 @@ from tieback.cli.errors import UsageError, run
 from tieback.data.pairs import encode_pairs
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.resume import checkpoint_to_resume
@@ -84,7 +85,7 @@ class RewardArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    begin_stage("reward")
     run, data_args, args, model_args = parse_stage(
         "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
     )
@@ -110,7 +111,9 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint))
+    train_interruptibly(
+        trainer, checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, run.recipe)
+    )
     save(trainer, start, model_args, tokenizer)
     steps, history = trainer.state.global_step, trainer.state.log_history
     del trainer, model

@@ -24,6 +24,7 @@ from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
@@ -82,7 +83,7 @@ class SFTArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    begin_stage("sft")
     run, data_args, args, model_args = parse_stage(
         "sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig)
     )
@@ -112,9 +113,8 @@ def main() -> None:
     )
     show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
     stop_ids = model.generation_config.eos_token_id
-    result = trainer.train(
-        resume_from_checkpoint=checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
-    )
+    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, run.recipe)
+    result = train_interruptibly(trainer, resume)
     evaluation = trainer.evaluate() if held_out is not None else {}
     model.generation_config.eos_token_id = stop_ids  # the Trainer may have put the tokenizer's EOS alone
     trainer.save_model()

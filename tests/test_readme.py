@@ -14,7 +14,7 @@ import pytest
 from test_recipes import read_by_stage
 
 from tieback.cli.arguments import parse_flags
-from tieback.pipeline.arguments import RECIPES
+from tieback.pipeline.arguments import RECIPES, recipe_path
 from tieback.pipeline.label import LabelArguments
 from tieback.pipeline.rlhf import RlhfArguments
 
@@ -62,7 +62,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         config = RECIPES / "helpdesk" / f"{stage}.yaml"
         if "--config" in flags:
             at = flags.index("--config")
-            config, flags = ROOT / flags[at + 1], flags[:at] + flags[at + 2 :]
+            config, flags = recipe_path(flags[at + 1], stage), flags[:at] + flags[at + 2 :]
         if "--config_file" in words:
             assert (ROOT / words[words.index("--config_file") + 1]).is_file()
         read_by_stage(config, monkeypatch, *flags)

@@ -243,6 +243,37 @@ def test_reward_stands_against_kl_with_the_frontier_where_there_is_one():
     assert "Reward against KL" not in render(make_report(histories={}))
 
 
+def points_of(html, colour):
+    """Heights of the points of the first curve of a colour in the chart of reward against KL."""
+    chart = html.split("Reward against KL")[1].split("</svg>")[0]
+    (path,) = re.findall(rf'<path d="([^"]+)" style="[^"]*stroke: var\(--series-{colour}\)', chart)
+    return [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)]
+
+
+def test_ppo_and_best_of_n_are_drawn_by_the_same_score():
+    """PPO whose raw score is always that of best-of-n lies on its curve, however its scores are normalised."""
+    frontier = [{"n": n, "kl": kl, "reward_score": kl / 2} for n, kl in ((1, 0.0), (2, 0.2), (4, 0.6))]
+    history = [
+        {"step": step, "kl/ref": kl, "reward/rm": kl / 2, "reward/mean": kl, "reward/normalized_mean": 2 * kl}
+        for step, kl in enumerate((0.0, 0.2, 0.6))
+    ]
+    html = render(make_report(frontier=frontier, histories={"ppo": history}, reward_name="rm"))
+    assert points_of(html, 1) == pytest.approx(points_of(html, 2))
+    # Of a reward model that PPO did not learn from, the score is another one, and only the table has it.
+    html = render(make_report(frontier=frontier, histories={"ppo": history}, reward_name="other"))
+    chart = html.split("Reward against KL")[1].split("</svg>")[0]
+    assert "var(--series-1)" in chart
+    assert "var(--series-2)" not in chart
+    assert "best of 4" in html
+
+
+def test_people_are_named_only_where_people_ranked():
+    accuracies = {"reward": {"accuracy/held_out": 0.75, "accuracy/length_only": 0.5}}
+    html = render(make_report(stage_metrics=accuracies, ranked_by="the simulated annotator"))
+    assert "prefers what the simulated annotator preferred in 75.0%" in html
+    assert "people preferred" not in html
+
+
 def test_the_diagnostics_of_pong_stand_on_the_axes_of_the_language_model():
     names = ("policy/entropy", "policy/approx_kl", "policy/clip_fraction")
     history = [{"step": step, **dict.fromkeys(names, step / 7)} for step in range(1, 6)]

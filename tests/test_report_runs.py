@@ -112,6 +112,23 @@ def test_peoples_comparisons_come_into_the_page_and_are_counted_right(tmp_path):
     assert "By people’s judgement" in page
 
 
+@pytest.mark.parametrize(
+    ("collect", "reward", "who"),
+    [
+        ({"annotator": "simulated"}, {}, "the simulated annotator"),
+        ({"annotator": "none"}, {}, "people"),
+        ({"annotator": "none"}, {"dataset_name": "pairs.jsonl"}, "the ranking in the data"),
+        ({}, {}, "the ranking"),
+    ],
+)
+def test_the_page_says_who_ranked(tmp_path, collect, reward, who):
+    run = make_run(tmp_path)
+    for stage, settings in (("collect", collect), ("reward", reward)):
+        (run / stage).mkdir()
+        (run / stage / "settings.json").write_text(json.dumps(settings))
+    assert gather(run / "evaluate").ranked_by == who
+
+
 def test_judgements_of_other_texts_do_not_count(tmp_path):
     run = make_run(tmp_path)
     judge(run, "ada", lambda number: True, limit=5)

@@ -3,8 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from tieback.cli.errors import UsageError
 from tieback.data.errors import DataError
 from tieback.pipeline import ppo
-from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -182,48 +179,3 @@ def test_the_critic_can_start_from_the_policy_and_rewards_be_functions_alone(
     assert metrics["reward/short"] < 0
     assert metrics["num_prompts/train"] == 12
     assert metrics["train/iterations"] == 2
-
-
-# What an unfinished run goes on from.
-
-
-def leave(folder: Path, *steps: int, finished: bool) -> None:
-    for step in steps:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
-        (folder / f"checkpoint-{step}" / "ppo_state.json").write_text("{}")
-    if finished:
-        (folder / "metrics.json").write_text("{}")
-
-
-def resume(folder: Path, asked: str | None) -> Any:
-    return ppo.checkpoint_to_resume(SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=asked))  # type: ignore[arg-type]
-
-
-def test_an_unfinished_run_goes_on_and_a_finished_one_starts_anew_without_its_checkpoints(
-    tmp_path: Path,
-) -> None:
-    leave(tmp_path, 3, 12, finished=False)
-    assert resume(tmp_path, None) == str(tmp_path / "checkpoint-12")
-    assert len(complete_checkpoints(tmp_path)) == 2
-    (tmp_path / "metrics.json").write_text("{}")
-    assert resume(tmp_path, None) is None
-    # The next interrupted run must find only its own.
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [("true", True), ("True", True), ("elsewhere/checkpoint-3", "elsewhere/checkpoint-3")],
-)
-def test_what_is_asked_for_is_resumed_and_no_checkpoint_goes(
-    tmp_path: Path, asked: str, expected: Any
-) -> None:
-    leave(tmp_path, 3, finished=True)
-    assert resume(tmp_path, asked) == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
-
-
-def test_a_start_anew_can_be_asked_for(tmp_path: Path) -> None:
-    leave(tmp_path, 3, finished=False)
-    assert resume(tmp_path, "false") is None
-    assert list(tmp_path.iterdir()) == []

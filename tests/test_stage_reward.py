@@ -1,8 +1,10 @@
 """Reward: the split, what is dropped, the centred bias, the report, adapters, and its errors."""
 
 import json
+import os
 import random
 import re
+import signal
 import sys
 from statistics import fmean
 
@@ -87,6 +89,26 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
     assert stock.config.reward_bias == reward_bias(model) != 0
     assert (folder / "calibration.png").stat().st_size > 1000
     assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
+
+
+def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(run_dir, monkeypatch):
+    run(run_dir, "--save_steps", "50", output="straight")
+
+    class Interrupted(reward.RewardTrainer):
+        def training_step(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().training_step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reward, "RewardTrainer", Interrupted)
+        with pytest.raises(SystemExit) as end:
+            run(run_dir, "--save_steps", "50")
+    assert end.value.code == 130
+    assert [path.name for path in (run_dir / "reward").glob("checkpoint-*")] == ["checkpoint-1"]
+    run(run_dir, "--save_steps", "50")
+    straight = load_file(run_dir / "straight" / "model.safetensors")
+    resumed = load_file(run_dir / "reward" / "model.safetensors")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_the_report_is_that_of_the_saved_model_on_the_held_out_pairs(run_dir):

@@ -1,6 +1,8 @@
 """SFT: what it learns from, what it saves, resume, adapters, and its errors."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -105,18 +107,30 @@ def test_resumed_training_ends_with_the_weights_of_the_straight_run(smoke, tmp_p
     assert not torch.equal(halfway["model.norm.weight"], straight["model.norm.weight"])
 
 
-def test_resume_means_the_newest_whole_checkpoint(tmp_path):
-    from tieback.pipeline.stage_output import checkpoint_to_resume
+def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(
+    smoke, tmp_path, monkeypatch
+):
+    """Ctrl-C after the first step: no checkpoint is due there, so what is saved is saved for the interruption."""
+    flags = ("--report_to", "none", "--save_steps", "50")
 
-    assert checkpoint_to_resume(tmp_path, "true") is None
-    for step in (5, 20, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if step < 100:  # the last one was torn
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert checkpoint_to_resume(tmp_path, None) is None
-    assert checkpoint_to_resume(tmp_path, "true") == str(tmp_path / "checkpoint-20")
-    with pytest.raises(UsageError, match="no whole checkpoint"):
-        checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-100"))
+    class Interrupted(SFTTrainer):
+        def training_step(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(sft, "SFTTrainer", Interrupted)
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--config", SMOKE, "--run_dir", str(tmp_path), *flags])
+    with pytest.raises(SystemExit) as end:
+        sft.main()
+    assert end.value.code == 130
+    assert [path.name for path in (tmp_path / "sft").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (tmp_path / "sft" / "metrics.json").exists()
+    with pytest.raises(UsageError, match=r"started with other settings \(learning_rate was 0.001, is 0.1\)"):
+        run(tmp_path, *flags, "--learning_rate", "0.1")
+    assert run(tmp_path, *flags).state.global_step == 2
+    straight = load_file(smoke[0] / "sft" / "model.safetensors")
+    resumed = load_file(tmp_path / "sft" / "model.safetensors")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 CONVERSATION = [

@@ -31,7 +31,8 @@ def test_metrics_are_means_over_all_evaluation_prompts(tmp_path: Path) -> None:
     truncated = sum(ids[-1] not in trainer.end_ids for ids in completions) / 13
     assert 0 < truncated < 1
     assert metrics["eval_reward/reward"] == pytest.approx(expected)
-    assert metrics["eval_reward/mean"] == pytest.approx(expected - 0.5 * truncated)
+    assert metrics["eval_reward/mean"] == pytest.approx(expected)
+    assert metrics["eval_reward/normalized_mean"] == pytest.approx(expected - 0.5 * truncated)
     assert metrics["eval_completions/mean_length"] == pytest.approx(sum(map(len, completions)) / 13)
     assert metrics["eval_completions/truncated_fraction"] == pytest.approx(truncated)
     assert metrics["eval_kl/ref"] == 0.0

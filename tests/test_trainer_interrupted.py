@@ -102,7 +102,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_weights_of_the_uninterr
     newest = complete_checkpoints(home / "ctrl-c" / "ppo")[-1]
     done = int(newest.name.split("-")[1])
     assert 2 <= done < STEPS
-    assert f"Stopped after iteration {done} of {STEPS}; the same command goes on." in output
+    assert f"Stopped after step {done} of {STEPS}; the same command goes on." in output
     assert not (home / "ctrl-c" / "ppo" / "metrics.json").exists()
     end = end_of(run_here(home, "ctrl-c"))
     assert f"Going on from {newest}, where this run was interrupted" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def test_the_figures_of_an_iteration_are_those_of_the_glossary(tmp_path: Path) -
     trainer = toy.ppo_trainer(tmp_path)
     trainer.train()
     assert set(toy.iteration_logs(trainer)[0]) == {
-        *("reward/mean", "reward/std", "reward/id_reward", "kl/ref", "kl_coef"),
+        *("reward/mean", "reward/std", "reward/normalized_mean", "reward/id_reward", "kl/ref", "kl_coef"),
         *("completions/mean_length", "completions/truncated_fraction"),
         *("policy/loss", "policy/approx_kl", "policy/clip_fraction", "policy/entropy", "policy/ratio"),
         *("value/loss", "value/clip_fraction", "value/explained_variance", "grad_norm", "optimizer_steps"),

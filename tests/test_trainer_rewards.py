@@ -165,12 +165,37 @@ def test_functions_models_and_weights_go_together_in_the_trainer(tmp_path: Path)
     assert "cat" in words
     second = torch.tensor([0.0 if word == "cat" else float(len(word)) for word in words])
     torch.testing.assert_close(scored.scores, 2.0 * first + 0.5 * second)
+    torch.testing.assert_close(scored.raw_scores, scored.scores)
     log = trainer.state.log_history[-2]
     judged = [len(word) for word in words if word != "cat"]
     assert log["reward/target_reward"] == pytest.approx(sum(judged) / len(judged))
     assert log["reward/id_reward"] == pytest.approx(first.mean().item())
     assert log["reward/mean"] == pytest.approx(scored.scores.mean().item())
     assert log["reward/std"] == pytest.approx(scored.scores.std(correction=0).item(), rel=1e-5)
+
+
+def test_what_is_shown_is_the_raw_score_and_what_is_learnt_from_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """A score that is normalised may exceed the greatest raw one: neither is shown as the other."""
+
+    def one_for_even(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids) % 2 == 0) for ids in completion_ids]
+
+    trainer = toy.ppo_trainer(
+        tmp_path, one_for_even, normalize_rewards=True, missing_eos_penalty=0.25, max_steps=3
+    )
+    trainer.train()
+    scored = trainer._last_rollout
+    raw = torch.tensor(one_for_even(scored.rollout.completion_ids))
+    truncated = torch.tensor(scored.rollout.truncated).float()
+    assert torch.equal(scored.raw_scores, raw)
+    deviation = trainer.reward_moments.std
+    assert deviation < 1
+    torch.testing.assert_close(scored.scores, raw / deviation - 0.25 * truncated)
+    log = trainer.state.log_history[-2]
+    assert log["reward/mean"] == pytest.approx(raw.mean().item())
+    assert log["reward/std"] == pytest.approx(raw.std(correction=0).item(), rel=1e-5)
+    assert log["reward/normalized_mean"] == pytest.approx(scored.scores.mean().item())
+    assert abs(log["reward/normalized_mean"] - log["reward/mean"]) > 0.1
 
 
 def test_weights_must_be_as_many_as_the_functions(tmp_path: Path) -> None:

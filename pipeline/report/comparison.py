@@ -26,7 +26,7 @@ _FIGURES = (
     ("num_prompts", "Prompts", 0),
 )
 _CURVES = (
-    ("reward/mean", "Reward", "mean score, penalties included"),
+    ("reward/mean", "Reward", "mean raw score, before normalising and penalties"),
     ("kl/ref", "KL to the reference", "nats a completion"),
     ("policy/entropy", "Entropy", "of the policy, nats a token"),
     ("completions/mean_length", "Completion length", "tokens"),

@@ -74,6 +74,8 @@ def gather(folder: Path) -> Report:
         histories={stage: read_log(path) for stage, path in stages.items()},
         pong_history=read_events(folder / facts["pong"]),
         frontier=facts["frontier"],
+        reward_name=stages["reward"].name,
+        ranked_by=_ranked_by(stages),
         stage_metrics={
             stage: _read_json(path / "metrics.json")
             for stage, path in stages.items()
@@ -85,6 +87,14 @@ def gather(folder: Path) -> Report:
         num_examples=facts["num_examples"],
         seed=facts["seed"],
     )
+
+
+def _ranked_by(stages: dict[str, Path]) -> str:
+    """Who ranked the pairs that the reward model learnt from, as far as the stages' settings say."""
+    if _read_settings(stages["reward"]).get("dataset_name") is not None:
+        return "the ranking in the data"
+    annotator = str(_read_settings(stages["collect"]).get("annotator"))
+    return {"simulated": "the simulated annotator", "none": "people"}.get(annotator, "the ranking")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Report:
         human: figures of people's comparisons, as `human.human_figures` gives them; empty where there are none.
         rounds: metrics.json of each round's evaluation, this one's last.
         frontier: best-of-n of SFT, as evaluate computes it; empty where it did not.
+        reward_name: under which PPO logs the reward model (`reward/<reward_name>`).
+        ranked_by: who ranked the pairs that the reward model learnt from, in words.
         pong_history: as `histories`, of a Pong run; empty where there is none.
         histories: `log_history` of the trainings, by stage (`sft`, `reward`, `ppo`).
         stage_metrics: metrics.json of the earlier stages, by stage.
@@ -82,6 +84,8 @@ class Report:
     human: dict[str, float] = field(default_factory=dict)
     rounds: Sequence[dict[str, float]] = ()
     frontier: Sequence[dict[str, float]] = ()
+    reward_name: str = "reward"
+    ranked_by: str = "the ranking"
     pong_history: Sequence[dict[str, Any]] = ()
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stage_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -102,8 +106,8 @@ def render(report: Report) -> str:
         _rounds(report.rounds),
         examples_html(report.pairs, report.judge, report.num_examples, report.seed),
         ppo_html(ppo_history),
-        reward_against_kl_html(ppo_history, report.frontier),
-        earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics),
+        reward_against_kl_html(ppo_history, report.frontier, report.reward_name),
+        earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics, report.ranked_by),
         tie_back_html(ppo_history, report.pong_history),
         _settings(report),
     )

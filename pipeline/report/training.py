@@ -11,7 +11,7 @@ from tieback.pipeline.report.examples import escape, number, plain_table
 History = Sequence[dict[str, Any]]
 
 _PPO_CURVES = (
-    ("reward/mean", "Reward", "mean score, penalties included"),
+    ("reward/mean", "Reward", "mean raw score, before normalising and penalties"),
     ("kl/ref", "KL to the reference", "nats a completion"),
     ("policy/entropy", "Entropy", "of the policy, nats a token"),
     ("policy/clip_fraction", "Clip fraction", "share of tokens"),
@@ -44,28 +44,40 @@ def ppo_html(history: History) -> str:
     return f'<h2>PPO training</h2><div class="charts">{"".join(figures)}</div>{others}'
 
 
-def reward_against_kl_html(history: History, frontier: Sequence[dict[str, float]]) -> str:
-    """What each nat of KL to the reference bought: PPO's path, and best-of-n of SFT where it was computed."""
+def reward_against_kl_html(history: History, frontier: Sequence[dict[str, float]], reward_name: str) -> str:
+    """What each nat of KL to the reference bought: PPO's path, and best-of-n of SFT where it was computed.
+
+    Both are raw scores of one reward model. Where PPO's log has none of that model (it learnt from others), its own
+    weighted score is drawn, and best-of-n, which is on another scale, is left to the table.
+
+    Args:
+        history: PPO's log.
+        frontier: see `Report`.
+        reward_name: under which PPO logs the reward model that best-of-n chooses by.
+    """
+    is_same_model = f"reward/{reward_name}" in logged_names(history)
+    score = f"reward/{reward_name}" if is_same_model else "reward/mean"
     by_step: dict[float, dict[str, float]] = {}
-    for name in ("kl/ref", "reward/mean"):
+    for name in ("kl/ref", score):
         item = curve(history, name)
         for step, value in zip(item.steps, item.values, strict=True) if item else ():
             by_step.setdefault(step, {})[name] = value
-    points = [(at["kl/ref"], at["reward/mean"]) for _, at in sorted(by_step.items()) if len(at) == 2]
+    points = [(at["kl/ref"], at[score]) for _, at in sorted(by_step.items()) if len(at) == 2]
     if len(points) < 2:
         return ""
     curves = [Curve("PPO", *zip(*points, strict=True))]
     note = '<span class="ppo">— PPO, iteration by iteration</span>'
     table = ""
     if len(frontier) > 1:
-        xs, ys = zip(*((point["kl"], point["reward_score"]) for point in frontier), strict=True)
-        curves.append(Curve("best of n", xs, ys))
-        note += f' <span class="sft">- - best of 1 to {int(frontier[-1]["n"])} responses of SFT, chosen by the reward model</span>'
+        if is_same_model:
+            xs, ys = zip(*((point["kl"], point["reward_score"]) for point in frontier), strict=True)
+            curves.append(Curve("best of n", xs, ys))
+            note += f' <span class="sft">- - best of 1 to {int(frontier[-1]["n"])} responses of SFT, chosen by the reward model</span>'
         table = _frontier_table(frontier)
     chart = line_chart(curves, "KL to the reference (nats)", size=(5.4, 2.6))
     return (
         '<h2>Reward against KL</h2><p class="note">A score bought with much KL is the more likely to be the reward model’s '
-        "weakness rather than a better answer. Best-of-n is what choosing alone reaches: no training, but n responses for one."
+        "weakness rather than a better answer. The score is the raw one, as the evaluation gives it. Best-of-n is what choosing alone reaches: no training, but n responses for one."
         f'</p><div class="charts wide"><figure><figcaption>{note}</figcaption>{chart}</figure>{table}</div>'
     )
 
@@ -85,8 +97,12 @@ def earlier_stages_html(
     histories: dict[str, list[dict[str, Any]]],
     reward_figures: Sequence[Path],
     stage_metrics: dict[str, dict[str, float]],
+    ranked_by: str,
 ) -> str:
-    """Losses of SFT and of the reward model, the pictures of its report, and every stage's figures."""
+    """Losses of SFT and of the reward model, the pictures of its report, and every stage's figures.
+
+    `ranked_by` says in words who ranked the pairs that the reward model learnt from.
+    """
     charts = "".join(
         _chart(histories.get(stage, []), "loss", label, "", "step")
         for stage, label in (("sft", "SFT loss"), ("reward", "Reward-model loss"))
@@ -94,8 +110,8 @@ def earlier_stages_html(
     pictures = "".join(_picture(path) for path in reward_figures)
     reward = stage_metrics.get("reward", {})
     bias = (
-        f"<p>On held-out pairs the reward model prefers what people preferred in {100 * reward['accuracy/held_out']:.1f}% of "
-        f"them; always choosing the longer response would be right in {100 * reward['accuracy/length_only']:.1f}%.</p>"
+        f"<p>On held-out pairs the reward model prefers what {escape(ranked_by)} preferred in "
+        f"{100 * reward['accuracy/held_out']:.1f}% of them; always choosing the longer response would be right in {100 * reward['accuracy/length_only']:.1f}%.</p>"
         if {"accuracy/held_out", "accuracy/length_only"} <= reward.keys()
         else ""
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from tieback.pipeline.trainer.callbacks import InterruptCallback
+from tieback.pipeline.interruption import InterruptCallback
 from tieback.pipeline.trainer.checkpoints import (
     clear_state,
     load_models,

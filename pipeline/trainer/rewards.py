@@ -31,7 +31,7 @@ def unique_reward_names(functions: list[RewardFunction | RewardScorer]) -> list[
     for function in functions:
         name, number = reward_name(function), 1
         unique = name
-        while unique in ("mean", "std", *names):
+        while unique in ("mean", "std", "normalized_mean", *names):
             number += 1
             unique = f"{name}_{number}"
         names.append(unique)

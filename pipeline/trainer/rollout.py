@@ -44,11 +44,14 @@ class ScoredRollout:
     Args:
         rollout: B completions.
         rewards: [B, F], what each reward function returned; NaN where it does not judge the row.
-        scores: [B], what PPO maximises at the last token.
+        raw_scores: [B], the weighted sum of the rewards.
+        scores: [B], what PPO maximises at the last token: the raw score, normalised and clipped where that is set, less
+            the missing-EOS penalty.
     """
 
     rollout: Rollout
     rewards: Tensor
+    raw_scores: Tensor
     scores: Tensor
 
 

@@ -21,9 +21,10 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.interruption import InterruptCallback
 from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
 from tieback.pipeline.trainer.base import ActorCriticTrainer
-from tieback.pipeline.trainer.callbacks import InterruptCallback, PPOProgressCallback, write_completions
+from tieback.pipeline.trainer.callbacks import PPOProgressCallback, write_completions
 from tieback.pipeline.trainer.checks import check_dataset, check_devices, check_ratio, check_sampling
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.models import (
@@ -240,7 +241,8 @@ class PPOTrainer(ActorCriticTrainer):
         rewards = torch.tensor(
             [call_reward_function(function, rollout) for function in self.reward_functions], device=device
         ).T
-        scores = combine_rewards(rewards, self.reward_weights, rollout)
+        raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
+        scores = raw_scores
         if self.args.normalize_rewards:
             if training:
                 self.reward_moments.update(self.accelerator.gather(scores))
@@ -249,7 +251,7 @@ class PPOTrainer(ActorCriticTrainer):
             scores = scores.clamp(-self.args.reward_clip, self.args.reward_clip)
         if self.args.truncation == "penalty":
             scores = scores - self.args.missing_eos_penalty * torch.tensor(rollout.truncated, device=device)
-        return ScoredRollout(rollout, rewards, scores)
+        return ScoredRollout(rollout, rewards, raw_scores, scores)
 
     def to_batch(self, scored: ScoredRollout) -> tuple[Batch, Tensor]:
         """Log-probabilities and values of the rollout, its KL to the reference, rewards per token, and advantages.
@@ -335,7 +337,7 @@ class PPOTrainer(ActorCriticTrainer):
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.per_device_eval_batch_size
-        figures: list[list[float]] = []
+        figures: list[dict[str, float]] = []
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         own = own_rows(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
         with torch.random.fork_rng(devices):
@@ -347,29 +349,42 @@ class PPOTrainer(ActorCriticTrainer):
                 inputs, mask = self._pack(scored.rollout)
                 logprobs, _, ref_logprobs = self._score_tokens(inputs)
                 sequence_kl = torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
-                figures += self._figures(scored, sequence_kl).tolist()
+                columns = {
+                    name: column.tolist() for name, column in self._figures(scored, sequence_kl).items()
+                }
+                figures += [
+                    dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+                ]
         # The rows that `own_rows` repeats stand at the end.
-        everyone = torch.tensor(gather_object(figures)[: len(dataset)])
-        metrics = {
-            f"{metric_key_prefix}_{name}": value for name, value in self._mean_metrics(everyone).items()
-        }
+        everyone = gather_object(figures)[: len(dataset)]
+        means = self._mean_metrics(
+            {name: torch.tensor([row[name] for row in everyone]) for name in everyone[0]}
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _figures(self, scored: ScoredRollout, sequence_kl: Tensor) -> Tensor:
-        """[B, 4 + F]: score, KL, length, truncated, and the reward of each function, for each completion."""
-        rollout = scored.rollout
-        lengths = torch.tensor([float(len(ids)) for ids in rollout.completion_ids], device=sequence_kl.device)
-        truncated = torch.tensor(rollout.truncated, device=sequence_kl.device).float()
-        columns = torch.stack([scored.scores, sequence_kl, lengths, truncated], dim=1)
-        return torch.cat([columns, scored.rewards], dim=1)
+    def _figures(self, scored: ScoredRollout, sequence_kl: Tensor) -> dict[str, Tensor]:
+        """Figures of each completion, by the name of their mean in the log; each [B]."""
+        rollout, device = scored.rollout, sequence_kl.device
+        return {
+            "reward/mean": scored.raw_scores,
+            "reward/normalized_mean": scored.scores,
+            "kl/ref": sequence_kl,
+            "completions/mean_length": torch.tensor(
+                [float(len(ids)) for ids in rollout.completion_ids], device=device
+            ),
+            "completions/truncated_fraction": torch.tensor(rollout.truncated, device=device).float(),
+            **{
+                f"reward/{name}": column
+                for name, column in zip(self.reward_names, scored.rewards.T, strict=True)
+            },
+        }
 
-    def _mean_metrics(self, figures: Tensor) -> dict[str, float]:
-        names = ("reward/mean", "kl/ref", "completions/mean_length", "completions/truncated_fraction")
-        means = figures.nanmean(dim=0).tolist()
-        metrics = dict(zip([*names, *(f"reward/{name}" for name in self.reward_names)], means, strict=True))
-        return {**metrics, "reward/std": float(figures[:, 0].std(correction=0))}
+    def _mean_metrics(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        means = {name: float(column.nanmean()) for name, column in figures.items()}
+        return {**means, "reward/std": float(figures["reward/mean"].std(correction=0))}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the PPO metrics since the last log line in place of Trainer's own loss."""
@@ -387,7 +402,7 @@ class PPOTrainer(ActorCriticTrainer):
 
     def _show_completions(self, scored: ScoredRollout) -> None:
         """To TensorBoard, and to the terminal where that is wanted."""
-        rollout, scores, step = scored.rollout, scored.scores.tolist(), self.state.global_step
+        rollout, scores, step = scored.rollout, scored.raw_scores.tolist(), self.state.global_step
         count = self.args.num_completions_to_print
         callbacks = self.callback_handler.callbacks
         write_completions(

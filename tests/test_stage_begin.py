@@ -1,0 +1,188 @@
+"""What a stage refuses or warns of before anything starts: settings, places, models of one's own, unfinished backends."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from trl import ModelConfig
+
+from tieback.classic_rl import cartpole, gridworld, pong
+from tieback.cli.arguments import MAX_SEED, parse_flags
+from tieback.cli.errors import UsageError, run
+from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
+from tieback.pipeline.collect import CollectArguments
+from tieback.pipeline.label import LabelArguments
+from tieback.pipeline.ppo import PPOArguments
+from tieback.pipeline.rlhf import RlhfArguments
+from tieback.pipeline.stage import backend_warnings
+from tieback.pipeline.trainer import PPOConfig
+
+ROOT = Path(__file__).parents[1]
+PPO_TYPES = (RunArguments, PPOArguments, PPOConfig, ModelConfig)
+
+
+def read_ppo(*argv: str) -> None:
+    parse_stage("ppo", PPO_TYPES, ["--use_cpu", *argv])
+
+
+def read_label(*argv: str) -> None:
+    parse_flags(LabelArguments, "label", ["--responses", "r.jsonl", "--output", "p.jsonl", *argv])
+
+
+PROGRAMS = {
+    "ppo": read_ppo,
+    "collect": lambda *argv: parse_stage("collect", (RunArguments, CollectArguments), list(argv)),
+    "label": read_label,
+    "rlhf": lambda *argv: parse_flags(RlhfArguments, "rlhf", argv),
+    "gridworld": lambda *argv: gridworld.parse(list(argv)),
+    "cartpole": lambda *argv: cartpole.parse(list(argv)),
+    "pong": lambda *argv: pong.parse(list(argv)),
+}
+SEEDED = sorted(set(PROGRAMS) - {"rlhf"})
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("written", "meant"), [("run_di", "run_dir"), ("output_di", "output_dir"), ("outpu", "output")]
+)
+def test_an_abbreviation_is_no_setting_and_the_nearest_one_is_named(
+    program: str, written: str, meant: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        PROGRAMS[program](f"--{written}", "x")
+    message = str(error.value)
+    assert f"there is no setting `--{written}`." in message
+    assert "\n" not in message
+    if meant in {"ppo": ("run_dir", "output_dir"), "label": ("output",), "pong": ("output_dir",)}.get(
+        program, ()
+    ):
+        assert f"Did you mean `--{meant}`?" in message
+
+
+@pytest.mark.parametrize("program", SEEDED)
+def test_a_seed_of_a_wrong_type_is_one_line(program: str) -> None:
+    with pytest.raises(UsageError, match=r"argument --seed: invalid int value: 'abc'\.$") as error:
+        PROGRAMS[program]("--seed", "abc")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("program", SEEDED)
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
+def test_a_seed_out_of_range_is_refused(program: str, seed: int) -> None:
+    with pytest.raises(UsageError, match=f"seed must be a whole number from 0 to {MAX_SEED}, but is {seed}"):
+        PROGRAMS[program]("--seed", str(seed))
+    PROGRAMS[program]("--seed", str(MAX_SEED))
+
+
+@pytest.mark.parametrize("program", ["ppo", "cartpole", "pong"])
+def test_a_negative_rate_is_refused(program: str) -> None:
+    for value in ("-0.1", "nan", "inf"):
+        with pytest.raises(UsageError, match="learning_rate must be a number of at least 0"):
+            PROGRAMS[program]("--learning_rate", value)
+
+
+@pytest.mark.parametrize("program", sorted(set(PROGRAMS) - {"label"}))
+def test_a_place_that_cannot_be_written_to_is_refused_and_nothing_is_made(
+    program: str, tmp_path: Path
+) -> None:
+    flag = "--run_dir" if program == "rlhf" else "--output_dir"
+    (tmp_path / "file").write_text("a file")
+    for place in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(
+            UsageError, match=f"{re.escape(str(place))} cannot be written to.*Name another place"
+        ):
+            PROGRAMS[program](flag, str(place))
+    PROGRAMS[program](flag, str(tmp_path / "new" / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_labels_output_is_a_file_in_a_folder_that_can_be_written_to(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"output: /proc/x\.jsonl cannot be written to"):
+        parse_flags(LabelArguments, "label", ["--responses", "r.jsonl", "--output", "/proc/x.jsonl"])
+
+
+# A model of one's own.
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--config", "hh"],
+        ["--run_dir", "runs/mine"],
+        [f"--config={RECIPES / 'hh' / 'ppo.yaml'}"],
+    ],
+)
+def test_a_model_of_ones_own_needs_a_recipe_and_a_folder(argv: list[str]) -> None:
+    for flag in (["--model_name_or_path", "me/mine"], ["--model-name-or-path=me/mine"]):
+        with pytest.raises(UsageError) as error:
+            read_ppo(*argv, *flag)
+        command = (
+            "accelerate launch pipeline/ppo.py --config hh --run_dir runs/mine --model_name_or_path me/mine"
+        )
+        assert command in str(error.value)
+
+
+def test_a_model_of_ones_own_is_taken_where_recipe_and_folder_are_named(tmp_path: Path) -> None:
+    model = ["--model_name_or_path", "me/mine"]
+    read_ppo("--config", "hh", "--run_dir", str(tmp_path), *model)
+    own = tmp_path / "my.yaml"
+    own.write_text(f"run_dir: {tmp_path}\nlearning_rate: 1.0e-6\n")
+    read_ppo("--config", str(own), *model)
+    own.write_text("learning_rate: 1.0e-6\n")
+    with pytest.raises(UsageError, match="--run_dir runs/mine"):
+        read_ppo("--config", str(own), *model)
+
+
+# Backends.
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [
+        ("cpu", ()),
+        ("single_gpu", ()),
+        ("multi_gpu", ()),
+        ("zero2", ()),
+        ("fsdp2", ("ppo",)),
+        ("zero3", ("reward", "ppo", "evaluate")),
+    ],
+)
+def test_a_start_with_a_backend_that_does_not_work_yet_says_so(name: str, warned: tuple[str, ...]) -> None:
+    """With the environment that Accelerate makes of the configuration."""
+    config = str(ROOT / "accelerate_configs" / f"{name}.yaml")
+    args = launch_command_parser().parse_args(["--config_file", config, str(ROOT / "pipeline" / "ppo.py")])
+    args, _, _ = _validate_launch_command(args)
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = []
+        _, environment = prepare_deepspeed_cmd_env(args)
+    else:
+        environment = prepare_multi_gpu_env(args)
+    stages = ("sft", "collect", "reward", "ppo", "evaluate")
+    assert tuple(stage for stage in stages if backend_warnings(stage, environment)) == warned
+    if name == "fsdp2":
+        assert backend_warnings("ppo", {**environment, "ACCELERATE_MIXED_PRECISION": "no"}) == []
+
+
+# Faults of ours.
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_bad_input_is_a_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def faulty() -> None:
+        raise ValueError("a fault of ours")
+
+    def misused() -> None:
+        raise UsageError("name another file.")
+
+    with pytest.raises(ValueError, match="a fault of ours"):
+        run(faulty)
+    with pytest.raises(SystemExit) as end:
+        run(misused)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: name another file.\n"
+    assert "__main__" in sys.modules
