@@ -68,10 +68,11 @@ test: $(STAMP) ## the tests (under ten minutes on two cores)
 test-slow: $(STAMP) ## the long tests too
 	$(BIN)/python -m pytest -q -m 'slow or not slow'
 
-lint: $(STAMP) ## ruff (lint and format) and mypy
+lint: $(STAMP) ## ruff (lint and format), mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """The command `tieback`: every program by its name, with the flags that it has as a script."""
 
+import importlib.util
 import runpy
 import sys
 
@@ -16,6 +17,12 @@ PROGRAMS = {
     "cartpole": ("tieback.classic_rl.cartpole", "CartPole by Double DQN, or by PPO"),
     "pong": ("tieback.classic_rl.pong", "Pong from pixels by PPO"),
 }
+# What the extra `classic` brings.
+CLASSIC = ("ale_py", "gymnasium", "imageio_ffmpeg")
+
+
+def _is_missing(package: str) -> bool:
+    return importlib.util.find_spec(package) is None
 
 
 def main() -> None:
@@ -34,5 +41,9 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    module = PROGRAMS[name][0]
+    if module.startswith("tieback.classic_rl.") and any(map(_is_missing, CLASSIC)):
+        print(f"error: {name} needs `pip install 'tieback[classic]'`.", file=sys.stderr)
+        raise SystemExit(2)
     del sys.argv[1]
-    runpy.run_module(PROGRAMS[name][0], run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -14,6 +14,7 @@ import pytest
 from test_recipes import read_by_stage
 
 from tieback.cli.arguments import parse_flags
+from tieback.cli.main import PROGRAMS
 from tieback.pipeline.arguments import RECIPES, recipe_path
 from tieback.pipeline.label import LabelArguments
 from tieback.pipeline.rlhf import RlhfArguments
@@ -31,7 +32,7 @@ def commands_of(page: str) -> list[str]:
     blocks = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
     text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
-    inline = re.findall(r"`((?:make|accelerate|python|pip|tensorboard) [^`]+)`", text)
+    inline = re.findall(r"`((?:make|accelerate|python|pip|tensorboard|tieback) [^`]+)`", text)
     return sorted({" ".join(line.split()) for line in [*lines, *inline] if line})
 
 
@@ -56,6 +57,10 @@ def what_make_runs(command: str) -> list[str]:
 def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a command names a script, module, recipe or flag that is not there."""
     words = shlex.split(command)
+    if words[0] == "tieback" and words[1] in PROGRAMS and words[1] != "rlhf":
+        module = PROGRAMS[words[1]][0].removeprefix("tieback.")
+        by_script = module.startswith("pipeline.") and words[1] not in ("label", "report")
+        words[:2] = [module.replace(".", "/") + ".py"] if by_script else ["-m", module]
     script = next((word for word in words if re.fullmatch(r"pipeline/\w+\.py", word)), None)
     if script:
         stage, flags = Path(script).stem, words[words.index(script) + 1 :]
@@ -80,6 +85,8 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         parse_flags(RlhfArguments, "tieback rlhf", flags[: flags.index("--")] if "--" in flags else flags)
     elif words[:2] == ["pip", "install"]:
         assert (ROOT / words[words.index("-c") + 1]).is_file()
+    elif words[0] == "tieback":
+        assert words[1:] == ["--help"]
     else:
         known = (
             "tensorboard",
@@ -87,6 +94,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             ".venv/bin/ruff",
             ".venv/bin/mypy",
             ".venv/bin/python",
+            ".venv/bin/lint-imports",
         )
         assert words[0] in known, f"nobody knows how to check {command!r}"
 
