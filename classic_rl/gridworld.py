@@ -90,7 +90,7 @@ def q_learning(
 ) -> np.ndarray:
     """Learn the table of an environment with discrete observations and actions.
 
-    Actions are epsilon-greedy, ties broken at random. What is said to be truncated is not taken for the end: only a
+    Actions are epsilon-greedy, ties broken at random. A truncated episode is not taken for an ended one: only a
     terminated episode has nothing after it.
 
     Args:

@@ -7,7 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class FiguresInBar(ProgressCallback):
-    """Trainer's bar (rate and time left), which bears the latest figures instead of a dictionary for each log.
+    """Trainer's bar (rate and time left), with the latest figures behind it instead of a dictionary for each log.
 
     Args:
         shown: the figures that matter, in the order of the bar: name in the log, and name in the bar.
@@ -33,7 +33,7 @@ class FiguresInBar(ProgressCallback):
 
 
 def show_figures(trainer: Trainer, shown: dict[str, str]) -> None:
-    """Have the bar of `trainer` bear these figures (see `FiguresInBar`); without a bar all is left as it is."""
+    """Show these figures behind the bar of `trainer` (see `FiguresInBar`); do nothing where it has no bar."""
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(FiguresInBar(shown))

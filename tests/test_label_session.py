@@ -163,7 +163,7 @@ def test_undo_appends_and_brings_back_what_was_said(tmp_path):
     assert read_jsonl(session.output) == []
     assert again["item_id"] == first["item_id"]
     assert again["responses"] == first["responses"]
-    assert again["said"] == {"ranks": answer["ranks"], "ratings": answer["ratings"], "note": "really?"}
+    assert again["earlier"] == {"ranks": answer["ranks"], "ratings": answer["ratings"], "note": "really?"}
     assert "nothing to undo" in session.undo("ada")["error"]
     session.judge("ada", first["item_id"], answer)
     assert len(read_jsonl(session.output)) == 3

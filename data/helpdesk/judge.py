@@ -134,7 +134,7 @@ def _quality(sentences: list[_Sentence]) -> float:
 def _helpfulness(sentences: list[_Sentence]) -> float:
     """0.4 for a full sentence (0.2 for `It is ...`), 0.3 for one courtesy before it and 0.3 for one after it.
 
-    What is said more than once counts as little as what is not said. An evasion beside the answer halves all.
+    A repeated statement counts as little as a missing one. An evasion beside the answer halves all.
     """
     stated = [i for i, sentence in enumerate(sentences) if sentence.claims]
     if len(stated) != 1:

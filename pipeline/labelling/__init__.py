@@ -1,1 +1,1 @@
-"""People's judgements: what they are shown, what they said, and what comes of it."""
+"""People's judgements: the items shown, the log of answers, the page, and the agreement between annotators."""

@@ -1,8 +1,8 @@
-"""What people said, on disk: a log that is only ever appended to, and the preference rows that come of it.
+"""The log of judgements on disk, which is only appended to, and the preference rows made from it.
 
 One line of the log is one event: an item was `shown` to an annotator, was `judged`, or the annotator took a judgement
-back (`undone`). Lines are written by one call under a lock on the file and flushed to the disk before the page hears
-of it, so that any number of annotators and servers may share a log, and any of them may be killed at any moment.
+back (`undone`). Lines are written by one call under a lock on the file and flushed to the disk before the page gets
+its answer, so that any number of annotators and servers may share a log, and any of them may be killed at any moment.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one annotator said of one item.
+    """One annotator's answer on one item.
 
     Args:
         judgement_id: unique.
@@ -65,7 +65,7 @@ class JudgementLog:
 
     Attributes:
         judgements: those that stand, oldest first, by id.
-        shown: by annotator, the item that lies before them, and since when (seconds since the epoch).
+        shown: by annotator, the item on their page, and since when (seconds since the epoch).
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class JudgementLog:
                 pass
 
     def show(self, item: Item, annotator: str) -> None:
-        """Note, under the lock, that an item is before an annotator's eyes."""
+        """Note, under the lock, that an annotator is looking at an item."""
         self._append({"event": "shown", "item_id": item.item_id, "annotator": annotator, "time": _now()})
 
     def judge(self, judgement: Judgement) -> None:
@@ -135,7 +135,7 @@ class JudgementLog:
                 event = json.loads(line)
                 self._apply(event)
             except (ValueError, KeyError, TypeError) as error:
-                # What a kill tore off: the page was not told that it was saved.
+                # A kill cut the line off: the page never heard that it was saved.
                 _logger.warning(
                     "%s, line %d is not whole and is left out (%s).", self.path, self._line, error
                 )

@@ -67,17 +67,17 @@ async function ask(call) {
 }
 
 function show(view) {
-  const said = recall(view) || view.said || {};
+  const earlier = recall(view) || view.earlier || {};
   state.view = view;
   state.focus = 0;
   state.aspect = null;
   if (!view.finished) {
-    state.ranks = said.ranks || view.responses.map(() => null);
-    state.ratings = said.ratings || {};
+    state.ranks = earlier.ranks || view.responses.map(() => null);
+    state.ratings = earlier.ratings || {};
   }
-  draw(said.note || '');
+  draw(earlier.note || '');
   window.scrollTo({ top: 0 });
-  if (view.said) say('Taken back. Change it, and press Enter to submit it again.');
+  if (view.earlier) say('Taken back. Change it, and press Enter to submit it again.');
 }
 
 function start(annotator) {

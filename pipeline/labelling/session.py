@@ -1,4 +1,4 @@
-"""Who is shown what next, and what the page is told: the page's server side, without the page."""
+"""The server side of the labelling page: the order in which annotators get items, and the answers to the page."""
 
 import hashlib
 import threading
@@ -23,14 +23,14 @@ from tieback.pipeline.labelling.judgements import (
 )
 from tieback.pipeline.response_files import write_rows
 
-# An item that lies before somebody who has gone away is offered to others after so long.
+# After this time an item on the page of an annotator who has gone away is offered to others.
 LEASE_SECONDS = 30 * 60
 MAX_NAME = 64
 
 
 @dataclass
 class Session:
-    """Items, the log of what was said of them, and the preference file that is kept up to date with it.
+    """Items, the log of judgements on them, and the preference file that follows the log.
 
     Args:
         items: in the order in which they are offered.
@@ -86,7 +86,7 @@ class Session:
         return self._answer(annotator, file)
 
     def undo(self, annotator: str) -> dict[str, Any]:
-        """Take back the annotator's last judgement, and show its item again with what was said."""
+        """Take back the annotator's last judgement, and show its item again with the answers given."""
 
         def take_back() -> dict[str, Any]:
             judgement = self.log.undo(annotator)
@@ -144,7 +144,7 @@ class Session:
             return {"finished": True, "progress": self._progress(annotator, 0)}
         return self._view(waiting[0], annotator)
 
-    def _view(self, item: Item, annotator: str, said: Judgement | None = None) -> dict[str, Any]:
+    def _view(self, item: Item, annotator: str, earlier: Judgement | None = None) -> dict[str, Any]:
         """An item as the page shows it: texts in the order shown, and nothing that tells who wrote them."""
         self.log.show(item, annotator)
         order = item.shown_order(annotator, self.seed)
@@ -159,11 +159,11 @@ class Session:
             "max_rating": MAX_RATING,
             "progress": self._progress(annotator, len(self._open_items(annotator))),
         }
-        if said is not None:
-            view["said"] = {
-                "ranks": None if said.ranks is None else [said.ranks[index] for index in order],
-                "ratings": {aspect: [values[i] for i in order] for aspect, values in said.ratings.items()},
-                "note": said.note,
+        if earlier is not None:
+            view["earlier"] = {
+                "ranks": None if earlier.ranks is None else [earlier.ranks[index] for index in order],
+                "ratings": {aspect: [values[i] for i in order] for aspect, values in earlier.ratings.items()},
+                "note": earlier.note,
             }
         return view
 
