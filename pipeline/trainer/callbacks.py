@@ -13,6 +13,9 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from tieback.data.conversations import TextOrMessages, as_messages, last_text
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.rollout import ScoredRollout
+from tieback.pipeline.trainer.trl_internals import print_prompt_completions_sample
 
 # Figures of the progress line, in its order, with the names that fit on it.
 SHOWN = {
@@ -92,6 +95,21 @@ class InterruptCallback(TrainerCallback):
         flags: list[bool | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(flags, self.interrupted)
         return any(flags)
+
+
+def show_completions(
+    callbacks: Iterable[TrainerCallback],
+    scored: ScoredRollout,
+    reward_names: Sequence[str],
+    step: int,
+    args: PPOConfig,
+) -> None:
+    """Show some completions in TensorBoard, and in the terminal where that is wanted."""
+    rollout, scores, count = scored.rollout, scored.scores.tolist(), args.num_completions_to_print
+    write_completions(callbacks, rollout.prompts[:count], rollout.completions[:count], scores[:count], step)
+    if args.log_completions:
+        rewards = {name: column.tolist() for name, column in zip(reward_names, scored.rewards.T, strict=True)}
+        print_prompt_completions_sample(rollout.prompts, rollout.completions, rewards, scores, step, count)
 
 
 def write_completions(
