@@ -2,8 +2,17 @@
 
 from tieback.ppo_core.advantages import explained_variance, gae, masked_mean, whiten
 from tieback.ppo_core.batch import Batch
+from tieback.ppo_core.hyperparameters import PPOHyperparameters
 from tieback.ppo_core.kl_control import AdaptiveKLController, FixedKLController
-from tieback.ppo_core.objective import PPOHyperparameters, entropy, kl_estimate, policy_loss, value_loss
+from tieback.ppo_core.objective import (
+    PolicyOutputs,
+    Term,
+    entropy,
+    kl_estimate,
+    policy_loss,
+    ppo_terms,
+    value_loss,
+)
 from tieback.ppo_core.stats import PPOStats
 from tieback.ppo_core.update import update
 
@@ -13,12 +22,15 @@ __all__ = [
     "FixedKLController",
     "PPOHyperparameters",
     "PPOStats",
+    "PolicyOutputs",
+    "Term",
     "entropy",
     "explained_variance",
     "gae",
     "kl_estimate",
     "masked_mean",
     "policy_loss",
+    "ppo_terms",
     "update",
     "value_loss",
     "whiten",

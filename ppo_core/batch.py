@@ -20,6 +20,7 @@ class Batch:
         advantages: `[B, T]`.
         returns: `[B, T]`, targets of the critic: advantages + old values.
         mask: bool `[B, T]`, True where a step counts.
+        ref_logprobs: `[B, T]`, log-probabilities of the actions under the reference policy; None where there is none.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -31,15 +32,15 @@ class Batch:
     advantages: Tensor
     returns: Tensor
     mask: Tensor
+    ref_logprobs: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool:
             raise ValueError(f"Batch: mask must be of dtype bool (True = counts), but is {self.mask.dtype}.")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "inputs" and value.shape != self.mask.shape:
+        for name, column in self._columns().items():
+            if column.shape != self.mask.shape:
                 raise ValueError(
-                    f"Batch: {field.name} has the shape {list(value.shape)}, but mask {list(self.mask.shape)}."
+                    f"Batch: {name} has the shape {list(column.shape)}, but mask {list(self.mask.shape)}."
                 )
         for name, value in self.inputs.items():
             if len(value) != len(self):
@@ -62,10 +63,8 @@ class Batch:
         Every input must be `[B, T, ...]`, and becomes `[B·T, ...]`.
         """
         flat = self._map(lambda tensor: tensor.flatten(0, 1))
-        return replace(
-            flat,
-            **{f.name: getattr(flat, f.name).unsqueeze(1) for f in fields(flat) if f.name != "inputs"},
-        )
+        columns = {name: column.unsqueeze(1) for name, column in flat._columns().items()}
+        return Batch(inputs=flat.inputs, **columns)
 
     def micro_batches(self, rows: Tensor, size: int, count: int) -> Iterator["Batch"]:
         """`rows` in `count` pieces of at most `size`.
@@ -81,9 +80,14 @@ class Batch:
                 filler = self[:1]
                 yield replace(filler, mask=torch.zeros_like(filler.mask))
 
+    def _columns(self) -> dict[str, Tensor]:
+        """The `[B, T]` tensors that are there, by name."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inputs"}
+        return {name: column for name, column in columns.items() if column is not None}
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "inputs"}
-        return Batch(inputs={name: function(value) for name, value in self.inputs.items()}, **tensors)
+        columns = {name: function(column) for name, column in self._columns().items()}
+        return Batch(inputs={name: function(value) for name, value in self.inputs.items()}, **columns)
 
 
 def minibatch_rows(

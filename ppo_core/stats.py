@@ -1,41 +1,32 @@
 """The figures of an update: sums over unmasked elements while it runs, means of them at its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tieback.ppo_core.advantages import masked_sum
 from tieback.ppo_core.batch import Batch
-from tieback.ppo_core.objective import PPOHyperparameters, kl_estimate
-
-# What `element_sums` sums, in its order.
-FIGURES = (
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "approx_kl",
-    "ratio",
-    "clip_fraction",
-    "value_clip_fraction",
-)
+from tieback.ppo_core.hyperparameters import PPOHyperparameters
+from tieback.ppo_core.objective import PolicyOutputs, Term, clip_bounds, kl_estimate
 
 
 class Outcome(NamedTuple):
     """What became of a minibatch.
 
     Args:
-        sums: `FIGURES` summed over all ranks.
+        terms: for each term of the loss, the sum of its elements over all ranks.
+        diagnostics: the same for each of `diagnostics`.
         num_elements: number of elements in the sums.
         max_abs_log_ratio: greatest |log ratio| on this rank, a scalar.
         too_far: whether the approximate KL is past its limit.
         grad_norm: norm of the gradient before clipping; None where no step was taken.
     """
 
-    sums: list[float]
+    terms: dict[str, float]
+    diagnostics: dict[str, float]
     num_elements: int
     max_abs_log_ratio: Tensor
     too_far: bool
@@ -50,9 +41,7 @@ class PPOStats:
     on the micro-batch size or on the number of processes. Each minibatch is measured before its own step.
 
     Args:
-        policy_loss: clipped surrogate, without the entropy bonus.
-        value_loss: clipped squared error, before its coefficient.
-        entropy: of the policy, in nats.
+        terms: each term of the loss, before its coefficient, by its name in `ppo_terms`.
         approx_kl: k3 estimate of KL(rollout's policy ‖ policy), in nats.
         ratio: probability of an action under the policy, divided by that under the rollout's.
         clip_fraction: share of elements where the clipped surrogate was the lower one.
@@ -69,9 +58,7 @@ class PPOStats:
         clip_fraction_by_epoch: `clip_fraction` of each epoch.
     """
 
-    policy_loss: float
-    value_loss: float
-    entropy: float
+    terms: dict[str, float]
     approx_kl: float
     ratio: float
     clip_fraction: float
@@ -85,15 +72,28 @@ class PPOStats:
     ratio_by_epoch: list[float]
     clip_fraction_by_epoch: list[float]
 
+    @property
+    def policy_loss(self) -> float:
+        """Clipped surrogate, negated, without the entropy bonus."""
+        return self.terms["policy/loss"]
+
+    @property
+    def value_loss(self) -> float:
+        """Clipped squared error of the critic, before its coefficient."""
+        return self.terms["value/loss"]
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the policy, in nats."""
+        return self.terms["policy/entropy"]
+
     def metrics(self) -> dict[str, float]:
         """Return the figures under the names that they are logged by."""
         return {
-            "policy/loss": self.policy_loss,
+            **self.terms,
             "policy/approx_kl": self.approx_kl,
             "policy/clip_fraction": self.clip_fraction,
-            "policy/entropy": self.entropy,
             "policy/ratio": self.ratio,
-            "value/loss": self.value_loss,
             "value/clip_fraction": self.value_clip_fraction,
             "value/explained_variance": self.explained_variance,
             "grad_norm": self.grad_norm,
@@ -102,48 +102,34 @@ class PPOStats:
 
 
 @torch.no_grad()
-def element_sums(
-    micro_batch: Batch,
-    logprobs: Tensor,
-    values: Tensor,
-    entropies: Tensor,
-    policy_losses: Tensor,
-    value_losses: Tensor,
-    hyper: PPOHyperparameters,
-) -> Tensor:
-    """Sum each of `FIGURES` over the unmasked elements of a micro-batch.
+def diagnostics(
+    batch: Batch, outputs: PolicyOutputs, terms: Mapping[str, Term], hyper: PPOHyperparameters
+) -> dict[str, Tensor]:
+    """Figures that are no terms of the loss, by their names in `PPOStats`.
 
     Args:
-        micro_batch: B rows of T steps.
-        logprobs: `[B, T]`, of the policy, as are the four that follow.
-        values: `[B, T]`.
-        entropies: `[B, T]`.
-        policy_losses: `[B, T]`.
-        value_losses: `[B, T]`.
+        batch: B rows of T steps.
+        outputs: of the policy on `batch`.
+        terms: of the loss on both.
         hyper: clip ranges.
 
     Returns:
-        `[len(FIGURES)]`.
+        Each `[B, T]`.
     """
-    ratio = torch.exp(logprobs - micro_batch.old_logprobs)
-    upper = 1 + (hyper.clip_range if hyper.clip_range_high is None else hyper.clip_range_high)
-    clipped_ratio = ratio.clamp(1 - hyper.clip_range, upper)
-    clipped = clipped_ratio * micro_batch.advantages < ratio * micro_batch.advantages
-    squares = (values - micro_batch.returns).square()
-    figures = {
-        "policy_loss": policy_losses,
-        "value_loss": value_losses,
-        "entropy": entropies,
-        "approx_kl": kl_estimate(micro_batch.old_logprobs, logprobs, "k3"),
+    ratio = torch.exp(outputs.logprobs - batch.old_logprobs)
+    lower, upper = clip_bounds(hyper.clip_range, hyper.clip_range_high)
+    clipped = ratio.clamp(lower, upper) * batch.advantages < ratio * batch.advantages
+    squares = (outputs.values - batch.returns).square()
+    return {
+        "approx_kl": kl_estimate(batch.old_logprobs, outputs.logprobs, "k3"),
         "ratio": ratio,
         "clip_fraction": clipped.to(ratio.dtype),
         # The clipped loss is the greater of the two; its rounding is the same where it is not.
-        "value_clip_fraction": (2 * value_losses > squares).to(ratio.dtype),
+        "value_clip_fraction": (2 * terms["value/loss"].elements > squares).to(ratio.dtype),
     }
-    return torch.stack([masked_sum(figures[name], micro_batch.mask) for name in FIGURES])
 
 
-def summarise(
+def summarize(
     epochs: Sequence[Sequence[Outcome]], critic_quality: float, max_abs_log_ratio_first: float
 ) -> PPOStats:
     """Turn the outcomes of all minibatches, by epoch, into the figures of the update.
@@ -153,13 +139,13 @@ def summarise(
         critic_quality: explained variance of the whole batch.
         max_abs_log_ratio_first: of the first minibatch, over all ranks.
     """
-    overall = _means([outcome for outcomes in epochs for outcome in outcomes])
-    by_epoch = [_means(outcomes) for outcomes in epochs]
-    grad_norms = [
-        outcome.grad_norm for outcomes in epochs for outcome in outcomes if outcome.grad_norm is not None
-    ]
+    minibatches = [outcome for outcomes in epochs for outcome in outcomes]
+    terms, figures = _means(minibatches)
+    by_epoch = [_means(outcomes)[1] for outcomes in epochs]
+    grad_norms = [outcome.grad_norm for outcome in minibatches if outcome.grad_norm is not None]
     return PPOStats(
-        **overall,
+        terms=terms,
+        **figures,
         explained_variance=critic_quality,
         grad_norm=sum(grad_norms) / len(grad_norms) if grad_norms else math.nan,
         optimizer_steps=len(grad_norms),
@@ -171,7 +157,13 @@ def summarise(
     )
 
 
-def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def _means(outcomes: Sequence[Outcome]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means of the terms and of the diagnostics over all elements of the minibatches."""
     count = sum(outcome.num_elements for outcome in outcomes)
-    totals = [sum(column) for column in zip(*(outcome.sums for outcome in outcomes), strict=True)]
-    return {name: total / count for name, total in zip(FIGURES, totals, strict=True)}
+
+    def means(sums: list[dict[str, float]]) -> dict[str, float]:
+        return {name: sum(part[name] for part in sums) / count for name in sums[0]}
+
+    return means([outcome.terms for outcome in outcomes]), means(
+        [outcome.diagnostics for outcome in outcomes]
+    )

@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tieback.ppo_core.advantages import masked_sum
 from tieback.ppo_core.batch import Batch
-from tieback.ppo_core.objective import PPOHyperparameters, policy_loss, value_loss
-from tieback.ppo_core.stats import FIGURES, Outcome, element_sums
+from tieback.ppo_core.hyperparameters import PPOHyperparameters
+from tieback.ppo_core.objective import PolicyOutputs, ppo_terms
+from tieback.ppo_core.stats import Outcome, diagnostics
+
+# Named groups of scalars: sums of the loss's terms, sums of the diagnostics, numbers of non-finite elements of terms.
+Sums = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 class ActorCritic(Protocol):
@@ -38,8 +43,11 @@ class MinibatchStep:
     value_only: bool
 
     def __post_init__(self) -> None:
-        wrapped = isinstance(self.policy, nn.Module)
-        self.inner = self.accelerator.unwrap_model(self.policy) if wrapped else self.policy
+        is_module = isinstance(self.policy, nn.Module)
+        self.inner = self.accelerator.unwrap_model(self.policy) if is_module else self.policy
+        self.distributed = isinstance(self.policy, DistributedDataParallel)
+        # Either the policy or the critic has no part in the loss.
+        self.one_sided = self.value_only or self.hyper.vf_coef == 0
 
     def __call__(self, micro_batches: Iterable[Batch], num_micro_batches: int, count: int) -> Outcome:
         """Accumulate the gradient of a minibatch and step.
@@ -54,7 +62,7 @@ class MinibatchStep:
         """
         accelerator = self.accelerator
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        sums = torch.zeros(len(FIGURES) + 3, device=accelerator.device)
+        parts: list[Sums] = []
         max_abs_log_ratio = torch.zeros((), device=accelerator.device)
         too_far = False
         self._clear_gradients()
@@ -62,14 +70,14 @@ class MinibatchStep:
             last = index == num_micro_batches - 1
             accelerator.gradient_state._set_sync_gradients(last)
             with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(self.policy):
-                loss, part, log_ratio = self._loss(micro_batch.to(accelerator.device))
-                sums += part
+                loss, sums, log_ratio = self._loss(micro_batch.to(accelerator.device))
+                parts.append(sums)
                 max_abs_log_ratio = torch.maximum(max_abs_log_ratio, log_ratio)
                 if last:
                     # All ranks decide alike, before the backward that synchronises and, with DeepSpeed, steps.
-                    totals = accelerator.reduce(sums, "sum").tolist()
-                    self._check_losses(totals[len(FIGURES) :], count)
-                    too_far = self._too_far(totals[FIGURES.index("approx_kl")] / count)
+                    terms, figures, non_finite = self._totals(parts)
+                    _check_finite(non_finite, count)
+                    too_far = self._too_far(figures["approx_kl"] / count)
                 # Backends average gradients over the ranks, but the loss is a sum over them.
                 loss = loss * (accelerator.num_processes / count)
                 if deepspeed:
@@ -82,75 +90,64 @@ class MinibatchStep:
             grad_norm = self._clip()
             self.optimizer.step()
         self._clear_gradients()
-        return Outcome(totals[: len(FIGURES)], count, max_abs_log_ratio, too_far, grad_norm)
+        return Outcome(terms, figures, count, max_abs_log_ratio, too_far, grad_norm)
 
-    def _loss(self, micro_batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss summed over unmasked elements; sums of `FIGURES` and of non-finite losses; greatest |log ratio|."""
-        hyper, mask = self.hyper, micro_batch.mask
-        logprobs, values, entropies = self._evaluate(micro_batch)
-        policy_losses = policy_loss(
-            logprobs,
-            micro_batch.old_logprobs,
-            micro_batch.advantages,
-            hyper.clip_range,
-            hyper.clip_range_high,
-            hyper.dual_clip,
-        )
-        value_losses = value_loss(values, micro_batch.old_values, micro_batch.returns, hyper.value_clip_range)
-        loss = hyper.vf_coef * masked_sum(value_losses, mask)
-        if not self.value_only:
-            loss = loss + masked_sum(policy_losses, mask)
-            if hyper.ent_coef > 0:  # else 0 · NaN where an unused entropy is not finite
-                loss = loss - hyper.ent_coef * masked_sum(entropies, mask)
-        elif isinstance(self.policy, DistributedDataParallel):
-            loss = loss + 0.0 * masked_sum(logprobs, mask)  # DDP waits for a gradient of every parameter
+    def _loss(self, micro_batch: Batch) -> tuple[Tensor, Sums, Tensor]:
+        """Loss summed over unmasked elements, what is summed besides, and the greatest |log ratio|."""
+        mask = micro_batch.mask
+        outputs = self._evaluate(micro_batch)
+        terms = ppo_terms(micro_batch, outputs, self.hyper)
+        sums = {name: masked_sum(term.elements, mask) for name, term in terms.items()}
+        # A coefficient of 0 leaves the term out: 0 · NaN would be NaN where it is not finite.
+        used = {name: term for name, term in terms.items() if term.coefficient != 0}
+        weighted = [
+            term.coefficient * sums[name]
+            for name, term in used.items()
+            if term.trains_critic or not self.value_only
+        ]
+        loss = reduce(torch.add, weighted)
+        if self.distributed and self.one_sided:
+            # DDP waits for a gradient of every parameter.
+            unused = outputs.logprobs if self.value_only else outputs.values
+            loss = loss + 0.0 * masked_sum(unused, mask)
 
         with torch.no_grad():
-            figures = element_sums(
-                micro_batch, logprobs, values, entropies, policy_losses, value_losses, hyper
-            )
-            bad = [
-                masked_sum((~torch.isfinite(x)).float(), mask)
-                for x in (policy_losses, value_losses, entropies)
-            ]
-            log_ratio = torch.where(mask, logprobs - micro_batch.old_logprobs, 0.0).abs().flatten()
+            figures = diagnostics(micro_batch, outputs, terms, self.hyper)
+            figure_sums = {name: masked_sum(figure, mask) for name, figure in figures.items()}
+            non_finite = {
+                name: masked_sum((~torch.isfinite(term.elements)).float(), mask)
+                for name, term in used.items()
+            }
+            log_ratio = torch.where(mask, outputs.logprobs - micro_batch.old_logprobs, 0.0).abs().flatten()
             # The added 0 is for a rank without a single row.
             greatest = torch.cat([log_ratio, log_ratio.new_zeros(1)]).max()
-        return loss, torch.cat([figures, torch.stack(bad)]), greatest
+        detached = {name: total.detach() for name, total in sums.items()}
+        return loss, (detached, figure_sums, non_finite), greatest
 
-    def _evaluate(self, micro_batch: Batch) -> tuple[Tensor, ...]:
-        """Call the policy's `evaluate`; through its wrapper's `forward` where it has one."""
+    def _totals(self, parts: Sequence[Sums]) -> list[dict[str, float]]:
+        """Each group of the parts' sums, added up over micro-batches and, in one collective, over ranks."""
+        stacked = [torch.stack([x for group in part for x in group.values()]) for part in parts]
+        totals = iter(self.accelerator.reduce(reduce(torch.add, stacked), "sum").tolist())
+        return [{name: next(totals) for name in group} for group in parts[0]]
+
+    def _evaluate(self, micro_batch: Batch) -> PolicyOutputs:
+        """What the policy's `evaluate` says of a micro-batch, in float32."""
         with self.accelerator.autocast():
-            if self.inner is self.policy and not self.accelerator.is_fsdp2:
-                outputs = self.policy.evaluate(micro_batch)
+            if isinstance(self.policy, nn.Module):
+                outputs = _call_evaluate(self.policy, self.inner, micro_batch)
             else:
-                outputs = _through_forward(self.policy, self.inner, micro_batch)
+                outputs = self.policy.evaluate(micro_batch)
         for name, output in zip(("log-probabilities", "values", "entropies"), outputs, strict=True):
             if output.shape != micro_batch.mask.shape:
                 raise ValueError(
                     f"The policy's evaluate returned {name} of shape {list(output.shape)} for a minibatch of shape "
                     f"{list(micro_batch.mask.shape)}: it must return one a step."
                 )
-        return tuple(output.float() for output in outputs)
+        return PolicyOutputs(*(output.float() for output in outputs))
 
     def _too_far(self, approx_kl: float) -> bool:
         target = self.hyper.target_kl
         return target is not None and not self.value_only and approx_kl > 1.5 * target
-
-    def _check_losses(self, bad_counts: list[float], count: int) -> None:
-        names = ["policy loss", "value loss"]
-        if self.hyper.ent_coef > 0:
-            names.append("entropy")
-        faults = [
-            f"{name} ({int(bad)} of {count} elements)"
-            for name, bad in zip(names, bad_counts, strict=False)
-            if bad > 0
-        ]
-        if faults:
-            raise FloatingPointError(
-                f"Not finite in this minibatch: {', '.join(faults)}. Look at the policy's outputs: a learning rate "
-                "too high and an overflow in low precision are the usual causes."
-            )
 
     def _clip(self) -> float:
         """Clip the gradient and return its norm from before; DeepSpeed's engine has clipped it by itself."""
@@ -158,9 +155,9 @@ class MinibatchStep:
             parameters = list(self.policy.parameters())
         else:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.value_only and isinstance(self.policy, DistributedDataParallel):
+        if self.distributed and self.one_sided:
             for parameter in parameters:
-                # Weight decay and momentum would move what the value loss does not reach.
+                # Weight decay and momentum would move what the loss does not reach.
                 if parameter.grad is not None and not parameter.grad.any():
                     parameter.grad = None
         norm = self.accelerator.clip_grad_norm_(parameters, self.hyper.max_grad_norm or math.inf)
@@ -180,10 +177,26 @@ class MinibatchStep:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _through_forward(wrapper: nn.Module, inner: Any, micro_batch: Batch) -> Any:
-    """Call `inner.evaluate` inside `wrapper.forward`, whose hooks gather parameters and synchronise gradients.
+def _check_finite(non_finite: Mapping[str, float], count: int) -> None:
+    faults = [
+        f"{name.replace('/', ' ')} ({int(bad)} of {count} elements)"
+        for name, bad in non_finite.items()
+        if bad > 0
+    ]
+    if faults:
+        raise FloatingPointError(
+            f"Not finite in this minibatch: {', '.join(faults)}. Look at the policy's outputs: a learning rate "
+            "too high and an overflow in low precision are the usual causes."
+        )
 
-    For one call `inner.forward` stands for `inner.evaluate`; inside it, `inner.forward` is itself again.
+
+def _call_evaluate(module: nn.Module, inner: Any, micro_batch: Batch) -> Any:
+    """Call `inner.evaluate` inside a call of `module`, which is `inner` itself or a wrapper around it.
+
+    This is the one way into a policy that is a module. DDP, FSDP and DeepSpeed gather parameters and synchronise
+    gradients in the wrapper's `forward` or in hooks around the module's own, so `evaluate` cannot be called past
+    them; and `forward` cannot be asked to lead there, as `evaluate` is all that `update` asks of a policy. So, for
+    one call, `inner.forward` stands for `inner.evaluate`; inside it, `inner.forward` is itself again.
     """
     own_forward = inner.__dict__.get("forward")  # Accelerate's mixed precision sets one on the instance
 
@@ -199,6 +212,6 @@ def _through_forward(wrapper: nn.Module, inner: Any, micro_batch: Batch) -> Any:
 
     inner.forward = evaluate
     try:
-        return wrapper(micro_batch)
+        return module(micro_batch)
     finally:
         restore()

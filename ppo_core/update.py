@@ -11,8 +11,8 @@ from torch import nn
 
 from tieback.ppo_core.advantages import explained_variance, masked_sum, whiten
 from tieback.ppo_core.batch import Batch, minibatch_rows
-from tieback.ppo_core.objective import PPOHyperparameters
-from tieback.ppo_core.stats import Outcome, PPOStats, summarise
+from tieback.ppo_core.hyperparameters import PPOHyperparameters
+from tieback.ppo_core.stats import Outcome, PPOStats, summarize
 from tieback.ppo_core.step import ActorCritic, MinibatchStep
 
 
@@ -29,7 +29,7 @@ def update(
 ) -> PPOStats:
     """Improve an actor-critic on one rollout with PPO (Schulman et al. 2017, algorithm 1).
 
-    Each minibatch takes one optimiser step on
+    Each minibatch takes one optimiser step on the sum of `ppo_terms`,
 
         mean(policy_loss) + vf_coef · mean(value_loss) − ent_coef · mean(entropy)
 
@@ -47,14 +47,14 @@ def update(
     Args:
         policy: the actor-critic, as `accelerator.prepare` gave it (plain, DDP, FSDP or a DeepSpeed engine). Its
             `evaluate(minibatch)` (see `ActorCritic`) is called on `accelerator.device` under autocast; where the
-            policy is wrapped, the call is led through the wrapper's `forward`, so that gradients are synchronised.
+            policy is an `nn.Module`, from inside a call of the module, which is what wrappers and hooks wait for.
         optimizer: over the policy's parameters, prepared or not; each parameter group keeps its learning rate.
         batch: this rank's rows of the rollout, possibly none.
         hyper: settings of the objective; gamma and gae_lambda are not read here.
         accelerator: with `gradient_accumulation_steps` 1 and without fp16.
         micro_batch_size: rows in one forward pass of one rank.
         generator: CPU generator that permutes the rows (that of rank 0 decides); PyTorch's own when None.
-        value_only: train the critic alone, on vf_coef · mean(value_loss), as in a warm-up; `target_kl` is not
+        value_only: train the critic alone, on the terms that fit it, as in a warm-up; `target_kl` is not
             looked at. Parameters that the value loss does not reach stay as they are, except under DeepSpeed, which
             gives them zero gradients: set the learning rate of their group to 0 there.
 
@@ -65,7 +65,7 @@ def update(
         ValueError: the settings do not fit together, or `evaluate` returned a wrong shape.
         FloatingPointError: a loss, an input of it or a gradient is not finite; raised on all ranks alike.
     """
-    _check_setup(policy, hyper, accelerator, micro_batch_size)
+    _check_setup(policy, hyper, accelerator, micro_batch_size, value_only)
     # All but the inputs, which may be large, go to the device at once.
     batch = replace(replace(batch, inputs={}).to(accelerator.device), inputs=batch.inputs)
     shard_sizes = accelerator.gather(torch.tensor([len(batch)], device=accelerator.device)).tolist()
@@ -81,7 +81,7 @@ def update(
         if epochs[-1][-1].too_far:
             break
     max_abs_log_ratio_first = accelerator.reduce(epochs[0][0].max_abs_log_ratio, "max").item()
-    return summarise(epochs, critic_quality, max_abs_log_ratio_first)
+    return summarize(epochs, critic_quality, max_abs_log_ratio_first)
 
 
 def _epoch(
@@ -111,10 +111,12 @@ def _epoch(
 
 
 def _check_setup(
-    policy: Any, hyper: PPOHyperparameters, accelerator: Accelerator, micro_batch_size: int
+    policy: Any, hyper: PPOHyperparameters, accelerator: Accelerator, micro_batch_size: int, value_only: bool
 ) -> None:
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be at least 1, but is {micro_batch_size}.")
+    if value_only and hyper.vf_coef == 0:
+        raise ValueError("value_only trains the critic alone, but vf_coef is 0: nothing would be learned.")
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"gradient_accumulation_steps must be 1, but is {accelerator.gradient_accumulation_steps}: update "

@@ -44,7 +44,10 @@ def test_an_import_against_the_one_way_breaks_a_contract(tmp_path: Path) -> None
         "classic_rl/dqn.py": ("tieback.pipeline.stage", "classic_rl"),
         "data/errors.py": ("tieback.reward_model.head", "Rooms, from the top down"),
         "pipeline/evaluate.py": ("tieback.pipeline.ppo", "No stage script imports another"),
-        "pipeline/scorers.py": ("tieback.pipeline.trainer.config", "Rooms of the pipeline, from the top down"),
+        "pipeline/scorers.py": (
+            "tieback.pipeline.trainer.config",
+            "Rooms of the pipeline, from the top down",
+        ),
         "ppo_core/update.py": ("transformers", "ppo_core needs torch and accelerate alone"),
     }
     for file, (module, contract) in arrows.items():

@@ -32,6 +32,7 @@ UPDATES: dict[str, tuple[int, dict[str, Any]]] = {
     "a wholly masked shard": (4, {"lengths": [2, 5, 1, 3, 0, 0, 0, 0]}),
     "garbage under the mask": (4, {"garbage": math.nan}),
     "critic warm-up": (4, {"value_only": True, "adamw": True}),
+    "no value term": (4, {"hyper": replace(HYPER, vf_coef=0.0), "adamw": True}),
     "early stop": (3, {"hyper": replace(HYPER, num_ppo_epochs=4, target_kl=0.02), "off_policy": 0.0}),
     "AdamW": (5, {"adamw": True}),
 }
@@ -163,6 +164,12 @@ def test_a_critic_warm_up_of_two_processes_leaves_the_policy_as_it_is(two: list[
     actor = ToyActorCritic().actor.flatten()
     for result in two:
         assert torch.equal(result["critic warm-up"]["parameters"][: len(actor)], actor)
+
+
+def test_without_a_value_term_two_processes_leave_the_critic_as_it_is(two: list[dict[str, Any]]) -> None:
+    critic = ToyActorCritic().critic
+    for result in two:
+        assert torch.equal(result["no value term"]["parameters"][-len(critic) :], critic)
 
 
 def test_all_processes_stop_early_together(one: dict[str, Any], two: list[dict[str, Any]]) -> None:

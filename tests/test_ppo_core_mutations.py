@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 MUTATIONS = {
     "the ratio is not clipped": (
         "objective.py",
-        "ratio.clamp(1 - clip_range, upper) * advantages",
+        "ratio.clamp(lower, upper) * advantages",
         "ratio * advantages",
         "test_ppo_core_objective.py",
     ),
@@ -59,6 +59,12 @@ MUTATIONS = {
         "torch.maximum((values - returns).square()",
         "torch.minimum((values - returns).square()",
         "test_ppo_core_objective.py",
+    ),
+    "the coefficient of a term is ignored": (
+        "step.py",
+        "term.coefficient * sums[name]",
+        "sums[name]",
+        "test_ppo_core_update.py",
     ),
 }
 

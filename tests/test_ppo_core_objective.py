@@ -9,7 +9,17 @@ import torch
 from reference import ppo as reference
 from torch import Tensor
 
-from tieback.ppo_core import PPOHyperparameters, entropy, kl_estimate, masked_mean, policy_loss, value_loss
+from tieback.ppo_core import (
+    Batch,
+    PolicyOutputs,
+    PPOHyperparameters,
+    entropy,
+    kl_estimate,
+    masked_mean,
+    policy_loss,
+    ppo_terms,
+    value_loss,
+)
 
 GARBAGE = [math.nan, math.inf, -math.inf, 1e9, -1e9]
 
@@ -137,6 +147,38 @@ def test_a_non_finite_input_that_counts_is_not_hidden() -> None:
     for estimator in ("k1", "k2", "k3"):
         assert kl_estimate(nan, zero, estimator).isnan().all()
         assert kl_estimate(zero, torch.tensor([-math.inf]), estimator).item() == math.inf
+
+
+def test_the_terms_of_the_loss_have_their_coefficients_and_every_setting_reaches_them() -> None:
+    def column(*elements: float) -> Tensor:
+        return torch.tensor([elements])
+
+    # A ratio of 1.5 above and far above the bounds, and values half a range and two ranges from the old ones.
+    batch = Batch(
+        inputs={},
+        old_logprobs=column(0.0, 0.0),
+        old_values=column(1.0, 1.0),
+        advantages=column(1.0, -1.0),
+        returns=column(0.0, 0.0),
+        mask=torch.ones(1, 2, dtype=torch.bool),
+    )
+    outputs = PolicyOutputs(column(math.log(1.5), math.log(10.0)), column(0.9, 0.6), column(0.7, 0.8))
+    hyper = PPOHyperparameters(
+        clip_range=0.1, clip_range_high=0.3, dual_clip=4.0, value_clip_range=0.2, vf_coef=0.25, ent_coef=0.01
+    )
+    terms = ppo_terms(batch, outputs, hyper)
+    assert {name: (term.coefficient, term.trains_critic) for name, term in terms.items()} == {
+        "value/loss": (0.25, True),
+        "policy/loss": (1.0, False),
+        "policy/entropy": (-0.01, False),
+    }
+    expected = {
+        "value/loss": column(0.9**2 / 2, 0.8**2 / 2),
+        "policy/loss": column(-1.3, 4.0),
+        "policy/entropy": outputs.entropies,
+    }
+    for name, elements in expected.items():
+        torch.testing.assert_close(terms[name].elements, elements)
 
 
 @pytest.mark.parametrize("num_actions", [2, 7, 1000])

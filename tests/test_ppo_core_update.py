@@ -28,7 +28,16 @@ from reference.toy import (
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tieback.ppo_core import Batch, PPOHyperparameters
+from tieback.ppo_core import (
+    Batch,
+    PolicyOutputs,
+    PPOHyperparameters,
+    Term,
+    kl_estimate,
+    masked_mean,
+    ppo_terms,
+)
+from tieback.ppo_core import step as step_module
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +263,51 @@ def test_value_only_trains_the_critic_alone() -> None:
     assert torch.equal(policy.actor, ToyActorCritic().actor)
     assert not torch.isclose(policy.critic, ToyActorCritic().critic).any()
     assert stats.optimizer_steps == 4
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
+def test_a_further_term_is_one_entry_that_is_learned_from_and_logged(
+    monkeypatch: pytest.MonkeyPatch, micro_batch_size: int
+) -> None:
+    """A KL loss to a reference: besides the term itself, it needs the batch's optional column."""
+    clean = make_batch(LENGTHS)
+    ref_logprobs = clean.old_logprobs + torch.randn(7, 5, generator=torch.Generator().manual_seed(5))
+    batch = poisoned(replace(clean, ref_logprobs=ref_logprobs), math.nan)
+    without, plain_stats = run(batch, PLAIN, learning_rate=1.0)
+
+    def terms_and_kl(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -> dict[str, Term]:
+        assert batch.ref_logprobs is not None
+        kl = kl_estimate(outputs.logprobs, batch.ref_logprobs, "k2")
+        return {**ppo_terms(batch, outputs, hyper), "kl/loss": Term(0.3, kl)}
+
+    monkeypatch.setattr(step_module, "ppo_terms", terms_and_kl)
+    after, stats = run(batch, PLAIN, micro_batch_size, learning_rate=1.0)
+
+    toy = ToyActorCritic()
+    kl = masked_mean((toy.evaluate(clean)[0] - ref_logprobs).square() / 2, clean.mask)
+    (0.3 * kl).backward()
+    assert toy.actor.grad is not None
+    moved = torch.cat([toy.actor.grad.flatten(), torch.zeros(3)])
+    torch.testing.assert_close(without - after, moved, rtol=1e-5, atol=1e-6)
+    expected = plain_stats.metrics() | {"kl/loss": kl.item()}
+    expected["grad_norm"] = stats.grad_norm
+    assert stats.metrics() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_coefficient_of_zero_leaves_its_term_out_whatever_its_elements_are() -> None:
+    class NoValues(ToyActorCritic):
+        def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            logprobs, values, entropies = super().evaluate(minibatch)
+            return logprobs, values * math.nan, entropies
+
+    batch, hyper = make_batch(LENGTHS), replace(PLAIN, vf_coef=0.0)
+    optimizer_of = {
+        policy: torch.optim.AdamW(policy.parameters(), lr=0.05, weight_decay=0.5)
+        for policy in (NoValues(), ToyActorCritic())
+    }
+    results = [run(batch, hyper, policy=policy, optimizer=opt) for policy, opt in optimizer_of.items()]
+    assert torch.equal(results[0][0], results[1][0])
+    assert math.isnan(results[0][1].value_loss)
+    for policy in optimizer_of:
+        assert torch.equal(policy.critic, ToyActorCritic().critic), "weight decay moved what is not trained"
+        assert not torch.isclose(policy.actor, ToyActorCritic().actor).any()

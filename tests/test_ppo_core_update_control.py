@@ -25,7 +25,7 @@ from reference.toy import (
 from torch import Tensor, nn
 
 from tieback.ppo_core import Batch, PPOHyperparameters, update
-from tieback.ppo_core.step import _through_forward
+from tieback.ppo_core.step import _call_evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +183,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         run(batch, HARD, micro_batch_size=0)
     with pytest.raises(ValueError, match="every element of the batch is masked"):
         run(make_batch([0, 0], num_steps=2), PLAIN)
+    with pytest.raises(ValueError, match="value_only trains the critic alone, but vf_coef is 0"):
+        run(batch, replace(HARD, vf_coef=0.0), value_only=True)
     with pytest.raises(ValueError, match="gradient_accumulation_steps must be 1, but is 2"):
         run(batch, HARD, accelerator=Accelerator(cpu=True, gradient_accumulation_steps=2))
 
@@ -223,7 +225,7 @@ def test_bf16_autocast_reaches_evaluate_and_losses_stay_in_fp32() -> None:
     assert stats.policy_loss == pytest.approx(exact_stats.policy_loss, abs=0.02)
 
 
-def test_a_wrapper_s_forward_leads_to_evaluate_and_the_policy_gets_its_forward_back() -> None:
+def test_a_call_of_a_module_or_its_wrapper_leads_to_evaluate_and_the_policy_gets_its_forward_back() -> None:
     class Policy(ToyActorCritic):
         def forward(self) -> str:
             return "its own forward"
@@ -247,9 +249,10 @@ def test_a_wrapper_s_forward_leads_to_evaluate_and_the_policy_gets_its_forward_b
         if instance_forward is not None:
             policy.forward = instance_forward  # type: ignore[method-assign]
         expected = policy.forward()
-        assert _through_forward(Wrapper(policy), policy, batch) == f"wrapped: {expected}"
+        assert _call_evaluate(policy, policy, batch) == expected
+        assert _call_evaluate(Wrapper(policy), policy, batch) == f"wrapped: {expected}"
         with pytest.raises(RuntimeError, match="no rows"):
-            _through_forward(Wrapper(policy), policy, batch[:0])
+            _call_evaluate(Wrapper(policy), policy, batch[:0])
         assert policy.forward() == expected
         assert ("forward" in vars(policy)) == (instance_forward is not None)
 
@@ -262,3 +265,25 @@ def test_a_batch_names_the_shapes_that_do_not_fit() -> None:
         replace(batch, inputs={"x": torch.zeros(6, 5)})
     with pytest.raises(ValueError, match=r"bool .* torch\.float32"):
         replace(batch, mask=torch.ones(7, 5))
+
+
+def test_an_optional_column_goes_wherever_the_others_go_and_none_stays_none() -> None:
+    batch = make_batch(LENGTHS)
+    # Twins of a column that every test of `update` follows.
+    full = replace(batch, ref_logprobs=batch.old_logprobs.clone())
+    order, rows = torch.tensor([4, 2, 0, 6, 5, 1, 3]), torch.tensor([5, 0, 3])
+
+    def views(one: Batch) -> list[Batch]:
+        return [one[order], one[2:4], one[one.mask[:, 1]], one.flatten_time(), *one.micro_batches(rows, 2, 3)]
+
+    for with_column, without in zip(views(full), views(batch), strict=True):
+        assert with_column.ref_logprobs is not None
+        torch.testing.assert_close(with_column.ref_logprobs, with_column.old_logprobs, rtol=0, atol=0)
+        torch.testing.assert_close(with_column.old_logprobs, without.old_logprobs, rtol=0, atol=0)
+        assert without.ref_logprobs is None
+    moved = full.to("meta")
+    assert moved.ref_logprobs is not None
+    assert moved.ref_logprobs.device.type == "meta"
+    assert batch.to("meta").ref_logprobs is None
+    with pytest.raises(ValueError, match=r"ref_logprobs has the shape \[7, 6\], but mask \[7, 5\]"):
+        replace(batch, ref_logprobs=torch.zeros(7, 6))

@@ -48,7 +48,7 @@ def test_the_first_value_stands_at_the_prompts_last_token(
     monkeypatch.setattr(critic.base_model, "forward", positions)
     critic.score.weight.data = torch.zeros(1, 32).index_fill(1, torch.tensor([0]), 1.0)
     scored = trainer.score(trainer.generate(rows()))
-    batch, _ = trainer.to_batch(scored)
+    batch = trainer.to_batch(scored)
     _, values, _ = trainer._score_tokens(trainer._pack(scored.rollout)[0])
     for row, (prompt, completion) in enumerate(
         zip(scored.rollout.prompt_ids, scored.rollout.completion_ids, strict=True)

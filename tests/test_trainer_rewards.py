@@ -11,6 +11,7 @@ import torch
 import toy
 from torch import Tensor
 
+from tieback.pipeline.trainer.figures import sequence_kl
 from tieback.pipeline.trainer.rewards import RewardError, RunningMoments, combine_rewards, token_rewards
 from tieback.pipeline.trainer.rollout import Rollout
 from tieback.ppo_core import gae
@@ -77,7 +78,9 @@ def test_each_token_pays_its_own_kl(tmp_path: Path) -> None:
         )
         trainer.train()
         scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
-        batch, sequence_kl = trainer.to_batch(scored)
+        batch = trainer.to_batch(scored)
+        assert batch.ref_logprobs is not None
+        kl_of_rows = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.mask)
         ids, prompt_ids = scored.rollout.completion_ids, scored.rollout.prompt_ids
         for row, (prompt, completion) in enumerate(zip(prompt_ids, ids, strict=True)):
             d = logprobs(trainer.model.policy, prompt, completion) - logprobs(
@@ -87,7 +90,7 @@ def test_each_token_pays_its_own_kl(tmp_path: Path) -> None:
             # With gamma = lambda = 1 a return is the sum of the rewards from its token on.
             expected = scored.scores[row] - 0.3 * kl.flip(0).cumsum(0).flip(0)
             torch.testing.assert_close(batch.returns[row, : len(completion)], expected, rtol=0, atol=2e-5)
-            assert sequence_kl[row].item() == pytest.approx(d.sum().item(), abs=1e-5)
+            assert kl_of_rows[row].item() == pytest.approx(d.sum().item(), abs=1e-5)
             assert d.abs().max() > 1e-3
 
 
@@ -124,7 +127,7 @@ def test_bootstrapping_adds_the_discounted_value_of_the_end_and_follows_nothing(
 def test_with_bootstrap_a_cut_completion_counts_the_critics_value_of_its_end(tmp_path: Path) -> None:
     trainer = toy.ppo_trainer(tmp_path, truncation="bootstrap", gamma=0.9, kl_coef=0.0)
     scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
-    batch, _ = trainer.to_batch(scored)
+    batch = trainer.to_batch(scored)
     truncated = scored.rollout.truncated
     assert 0 < sum(truncated) < 8
     # No penalty in this mode: the scores are the function's own.

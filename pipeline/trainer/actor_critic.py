@@ -1,16 +1,22 @@
 """The module that PPO trains: a policy and a separate critic, scored on sequences without left padding."""
 
 import inspect
-from typing import Any
+import os
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from tieback.pipeline.trainer.trl_internals import selective_log_softmax_and_entropy, use_adapter
 from tieback.ppo_core import Batch
 from tieback.reward_model.head import apply_head
+
+VALUE_MODEL = "value_model"
+
+# Whose learning rate a parameter follows.
+Role = Literal["policy", "critic"]
 
 
 def completion_logprobs(
@@ -78,6 +84,9 @@ def _base(model: nn.Module) -> nn.Module:
 class ActorCritic(nn.Module):
     """Policy and critic in one module, so that one engine, one optimiser and one checkpoint hold both.
 
+    The trainer knows of its weights what this class says of them. Another kind of critic is a subclass with its own
+    `score_tokens`, `models_with_layers`, `trained_parameters`, `save` and `load`.
+
     Args:
         policy: causal language model, or one wrapped by PEFT.
         critic: sequence-classification model with one label and a `score` head.
@@ -106,33 +115,75 @@ class ActorCritic(nn.Module):
         self._checkpointing: dict[str, Any] = {}
         self.config = policy.config
         self.generation_config = policy.generation_config
-        layers = [getattr(model, "_no_split_modules", None) or [] for model in (_base(policy), critic)]
+        layers = [
+            getattr(_base(model), "_no_split_modules", None) or [] for model in self.models_with_layers()
+        ]
         self._no_split_modules = sorted({name for names in layers for name in names})
 
-    def forward(self, batch: Batch | dict[str, Tensor], task: str = "score") -> tuple[Tensor, ...]:
-        """Everything goes through here, which is what DDP, DeepSpeed, FSDP and autocast wrap.
+    def forward(self, inputs: dict[str, Tensor], task: str = "score") -> tuple[Tensor, ...]:
+        """Scoring goes through here, which is what DDP, DeepSpeed, FSDP and autocast wrap; `update` calls `evaluate`.
 
         Args:
-            batch: a minibatch, or its `inputs` alone (see `completion_logprobs`).
-            task: for inputs alone: "score" (log-probabilities [b, T] and values
-                [b, T + 1]) or "reference" (log-probabilities [b, T] of the frozen reference adapter).
+            inputs: see `completion_logprobs`.
+            task: "score" (log-probabilities [b, T] and values [b, T + 1]) or "reference" (log-probabilities [b, T]
+                of the frozen reference adapter).
         """
-        if isinstance(batch, Batch):
-            return self.evaluate(batch)
         if task == "reference":
             with use_adapter(self.policy, self.reference_adapter):
-                return (completion_logprobs(self.policy, batch, self.temperature)[0],)
-        return completion_logprobs(self.policy, batch, self.temperature)[0], completion_values(
-            self.critic, batch
-        )
+                return (completion_logprobs(self.policy, inputs, self.temperature)[0],)
+        logprobs, values, _ = self.score_tokens(inputs)
+        return logprobs, values
 
     def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, values and entropy, each [b, T]: all that `ppo_core.update` asks of an actor-critic."""
-        inputs = minibatch.inputs
+        logprobs, values, entropy = self.score_tokens(minibatch.inputs)
+        return logprobs, values[:, :-1], entropy
+
+    def score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [b, T], values [b, T + 1] and entropy [b, T] of completions (see `completion_logprobs`)."""
         logprobs, entropy = completion_logprobs(
             self.policy, inputs, self.temperature, self.entropy_requires_grad
         )
-        return logprobs, completion_values(self.critic, inputs)[:, :-1], entropy
+        return logprobs, completion_values(self.critic, inputs), entropy
+
+    # Its weights.
+
+    def models_with_layers(self) -> tuple[PreTrainedModel | PeftModel, ...]:
+        """Models whose layers are sharded, and recomputed under gradient checkpointing."""
+        return self.policy, self.critic
+
+    def trained_parameters(self) -> dict[Role, dict[str, nn.Parameter]]:
+        """For each role, the parameters that are trained with its learning rate, by their names in this module."""
+        return {"policy": _trained(self.policy, "policy"), "critic": _trained(self.critic, "critic")}
+
+    def save(self, folder: str, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the policy into `folder`, loadable by itself, and the critic into `folder/value_model`.
+
+        Args:
+            folder: made where missing.
+            state_dict: gathered weights of this module where they are sharded (FSDP, ZeRO-3).
+        """
+        adapter: dict[str, Any] = {}
+        if isinstance(self.policy, PeftModel):
+            adapter["selected_adapters"] = ["default"]
+        self.policy.save_pretrained(folder, state_dict=_part(state_dict, "policy."), **adapter)
+        self.critic.save_pretrained(
+            os.path.join(folder, VALUE_MODEL), state_dict=_part(state_dict, "critic.")
+        )
+
+    def load(self, folder: str) -> None:
+        """Load what `save` wrote into the models that are there.
+
+        Raises:
+            Exception: whatever reading a missing or damaged file raises.
+        """
+        if isinstance(self.policy, PeftModel):
+            set_peft_model_state_dict(self.policy, load_peft_weights(folder), adapter_name="default")
+        else:
+            _copy_weights(self.policy, folder)
+        _copy_weights(self.critic, os.path.join(folder, VALUE_MODEL))
+
+    # What Trainer and TRL call on a model.
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The policy's `generate`, ruled by the given generation config alone.
@@ -153,14 +204,14 @@ class ActorCritic(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Recompute activations in the backward pass of policy and critic.
+        """Recompute activations in the backward pass.
 
         The first settings stay: TRL switches this off to generate and on again after, with fewer than Trainer gave.
         """
         if not self._checkpointing:
             self._checkpointing = {"gradient_checkpointing_kwargs": gradient_checkpointing_kwargs, **kwargs}
         self.is_gradient_checkpointing = True
-        for model in (self.policy, self.critic):
+        for model in self.models_with_layers():
             model.gradient_checkpointing_enable(**self._checkpointing)
 
     def activation_checkpointing_enable(
@@ -172,5 +223,22 @@ class ActorCritic(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass."""
         self.is_gradient_checkpointing = False
-        for model in (self.policy, self.critic):
+        for model in self.models_with_layers():
             model.gradient_checkpointing_disable()
+
+
+def _trained(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters(prefix=prefix) if p.requires_grad}
+
+
+def _copy_weights(model: PreTrainedModel, folder: str) -> None:
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+
+
+def _part(state_dict: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+    if state_dict is None:
+        return None
+    return {
+        name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
+    }

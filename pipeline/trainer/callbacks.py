@@ -9,6 +9,9 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from tieback.data.conversations import TextOrMessages, as_messages, last_text
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.rollout import ScoredRollout
+from tieback.pipeline.trainer.trl_internals import print_prompt_completions_sample
 
 # Figures of the progress line, in its order, with the names that fit on it.
 SHOWN = {
@@ -42,6 +45,21 @@ class PPOProgressCallback(ProgressCallback):
         if figures:
             where = "evaluation" if prefix else f"iteration {state.global_step}"
             self.training_bar.write(f"{where:>14}  " + "  ".join(figures))
+
+
+def show_completions(
+    callbacks: Iterable[TrainerCallback],
+    scored: ScoredRollout,
+    reward_names: Sequence[str],
+    step: int,
+    args: PPOConfig,
+) -> None:
+    """Show some completions in TensorBoard, and in the terminal where that is wanted."""
+    rollout, scores, count = scored.rollout, scored.raw_scores.tolist(), args.num_completions_to_print
+    write_completions(callbacks, rollout.prompts[:count], rollout.completions[:count], scores[:count], step)
+    if args.log_completions:
+        rewards = {name: column.tolist() for name, column in zip(reward_names, scored.rewards.T, strict=True)}
+        print_prompt_completions_sample(rollout.prompts, rollout.completions, rewards, scores, step, count)
 
 
 def write_completions(

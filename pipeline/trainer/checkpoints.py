@@ -1,7 +1,6 @@
-"""What a checkpoint of a PPO run holds, and which checkpoints are whole.
+"""Checkpoints of a PPO run: what they hold, which are whole, and the Trainer that writes and reads them.
 
-A checkpoint is a folder `checkpoint-N` after iteration N: the policy as a stock model (or adapter), the critic in
-`value_model/`, optimiser, schedule, random states and the Trainer's state. `ppo_state.json` is written last, in one
+A checkpoint is a folder `checkpoint-N` after iteration N: the weights as `ActorCritic.save` writes them, optimiser, schedule, random states and the Trainer's state. `ppo_state.json` is written last, in one
 step, when every process has written its part, and lists all files: a folder without it was torn by a kill, one that
 lacks a listed file was copied in part, and neither is resumed from.
 """
@@ -10,17 +9,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 
 STATE_FILE = "ppo_state.json"
-VALUE_MODEL = "value_model"
 
 
 class CheckpointError(UsageError):
@@ -93,33 +91,14 @@ def read_state(folder: str | Path) -> dict[str, Any]:
     return state
 
 
-def save_models(actor_critic: ActorCritic, folder: str, state_dict: dict[str, Tensor] | None) -> None:
-    """Write the policy into `folder`, loadable by itself, and the critic into `folder/value_model`.
-
-    Args:
-        actor_critic: unwrapped.
-        folder: made where missing.
-        state_dict: gathered weights of the whole actor-critic where they are sharded (FSDP, ZeRO-3).
-    """
-    policy, critic = actor_critic.policy, actor_critic.critic
-    adapter: dict[str, Any] = {"selected_adapters": ["default"]} if isinstance(policy, PeftModel) else {}
-    policy.save_pretrained(folder, state_dict=_part(state_dict, "policy."), **adapter)
-    critic.save_pretrained(os.path.join(folder, VALUE_MODEL), state_dict=_part(state_dict, "critic."))
-
-
-def load_models(actor_critic: ActorCritic, folder: str) -> None:
-    """Load what `save_models` wrote into the models that are there.
+def load_weights(actor_critic: ActorCritic, folder: str) -> None:
+    """Load the weights of a checkpoint into the models that are there.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
     try:
-        policy = actor_critic.policy
-        if isinstance(policy, PeftModel):
-            set_peft_model_state_dict(policy, load_peft_weights(folder), adapter_name="default")
-        else:
-            _copy_weights(policy, folder)
-        _copy_weights(actor_critic.critic, os.path.join(folder, VALUE_MODEL))
+        actor_critic.load(folder)
     except (
         Exception
     ) as error:  # safetensors, JSON and shape errors all mean the same to the person who resumes
@@ -129,15 +108,75 @@ def load_models(actor_critic: ActorCritic, folder: str) -> None:
         ) from error
 
 
-def _copy_weights(model: nn.Module, folder: str) -> None:
-    assert isinstance(model, PreTrainedModel)
-    saved = type(model).from_pretrained(folder, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+class Stateful(Protocol):
+    """A part of a run that changes from iteration to iteration and is written as JSON."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that `state_dict` returned."""
+        ...
 
 
-def _part(state_dict: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
-    if state_dict is None:
-        return None
-    return {
-        name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
-    }
+class CheckpointedTrainer(Trainer):
+    """A Trainer that writes and reads the checkpoints of an `ActorCritic`, so that runs resume exactly.
+
+    Attributes:
+        run_state: parts of the run that a checkpoint holds besides those of every Trainer, by name.
+    """
+
+    run_state: dict[str, Stateful]
+
+    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
+        folder = resolve_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        self.accelerator.unwrap_model(self.model).save(folder, state_dict)
+        self.processing_class.save_pretrained(folder)
+        Path(folder, "ppo_config.json").write_text(self.args.to_json_string())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            clear_state(folder)
+        # Trainer would delete older checkpoints before every process has written its part of this one.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        if not self.args.save_only_model:
+            write_state(folder, {name: part.state_dict() for name, part in self.run_state.items()})
+        rotate_checkpoints(
+            output_dir=self.args.output_dir,
+            save_total_limit=limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            for name, part in self.run_state.items():
+                part.load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""The models around the policy: its frozen reference, its critic, and reward models as scorers."""
+"""The models that a run is made of: actor-critic, frozen reference, and reward models as scorers."""
 
 import copy
 from collections.abc import Iterator
@@ -24,10 +24,33 @@ from transformers import (
 )
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.rewards import RewardFunction
 from tieback.pipeline.trainer.trl_internals import prepare_deepspeed, prepare_fsdp
 from tieback.reward_model.head import init_head, load_reward_model
 from tieback.reward_model.scoring import RewardScorer
+
+
+def make_actor_critic(
+    model: PreTrainedModel | PeftModel,
+    value_model: PreTrainedModel | str | None,
+    scorers: list[RewardScorer],
+    peft_config: PeftConfig | None,
+    args: PPOConfig,
+) -> tuple[ActorCritic, nn.Module | None]:
+    """What is trained, and the frozen reference: None where it is the policy's own base or another adapter of it.
+
+    Raises:
+        UsageError: the models do not fit together (see `make_critic` and `split_reference`).
+    """
+    critic = make_critic(value_model, model, scorers)
+    policy, reference, reference_adapter = split_reference(model, peft_config)
+    actor_critic = ActorCritic(policy, critic, args.temperature, args.ent_coef > 0, reference_adapter)
+    if args.disable_dropout:
+        for module in (actor_critic, *([reference] if reference is not None else [])):
+            disable_dropout(module)
+    return actor_critic, reference
 
 
 def split_reference(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -23,17 +23,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from tieback.cli.errors import UsageError
 from tieback.pipeline.interruption import InterruptCallback
 from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
-from tieback.pipeline.trainer.base import ActorCriticTrainer
-from tieback.pipeline.trainer.callbacks import PPOProgressCallback, write_completions
-from tieback.pipeline.trainer.checks import check_dataset, check_devices, check_ratio, check_sampling
-from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.models import (
-    disable_dropout,
-    make_critic,
-    make_scorers,
-    place_reference,
-    split_reference,
+from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_completions
+from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
+from tieback.pipeline.trainer.checks import (
+    check_batch,
+    check_dataset,
+    check_devices,
+    check_ratio,
+    check_sampling,
 )
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
+from tieback.pipeline.trainer.models import make_actor_critic, make_scorers, place_reference
+from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.rewards import (
     RewardFunction,
     RunningMoments,
@@ -53,10 +55,7 @@ from tieback.pipeline.trainer.rollout import (
     sample,
     sampling_config,
 )
-from tieback.pipeline.trainer.trl_internals import (
-    print_prompt_completions_sample,
-    unwrap_model_for_generation,
-)
+from tieback.pipeline.trainer.trl_internals import unwrap_model_for_generation
 from tieback.ppo_core import (
     AdaptiveKLController,
     Batch,
@@ -70,7 +69,7 @@ from tieback.reward_model.scoring import RewardScorer
 Row = dict[str, Any]
 
 
-class PPOTrainer(ActorCriticTrainer):
+class PPOTrainer(CheckpointedTrainer):
     """PPO against reward functions and reward models, with a KL penalty to the model it starts from.
 
     Each step: sample a completion for each prompt (`generate`), score it (`score`), turn scores into advantages
@@ -92,6 +91,10 @@ class PPOTrainer(ActorCriticTrainer):
         optimizers: an optimiser and a schedule of your own.
         peft_config: adapter to train; the reference is then the policy with the adapter off.
     """
+
+    args: PPOConfig
+    optimizer: Any
+    control: Any
 
     def __init__(
         self,
@@ -132,13 +135,7 @@ class PPOTrainer(ActorCriticTrainer):
             )
 
         scorers = [function for function in self.reward_functions if isinstance(function, RewardScorer)]
-        critic = make_critic(value_model, model, scorers)
-        policy, reference, reference_adapter = split_reference(model, peft_config)
-        trained = ActorCritic(policy, critic, args.temperature, args.ent_coef > 0, reference_adapter)
-        if args.disable_dropout:
-            for module in (trained, *([reference] if reference is not None else [])):
-                disable_dropout(module)
-
+        trained, reference = make_actor_critic(model, value_model, scorers, peft_config, args)
         self.interrupt = InterruptCallback()
         super().__init__(
             model=trained,
@@ -177,9 +174,34 @@ class PPOTrainer(ActorCriticTrainer):
             else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
         )
         self.reward_moments = RunningMoments()
+        self.run_state = {"kl": self.kl_controller, "reward_moments": self.reward_moments}
         self._checked = False
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._last_rollout: ScoredRollout | None = None
+
+    # What Trainer asks for.
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimiser, with a learning rate of its own for the critic where one is set."""
+        if self.optimizer is None:
+            trained = self.accelerator.unwrap_model(self.model if model is None else model)
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = optimizer_groups(trained, self.args, self.get_decay_parameter_names(trained))
+            self.optimizer = optimizer_class(groups, **arguments)
+        return self.optimizer
+
+    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
+        batch_size = self.args.per_device_train_batch_size
+        check_batch(len(self.train_dataset), batch_size, self.accelerator.num_processes)
+        with self.interrupt:
+            return super().train(resume_from_checkpoint, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """Leave gradients alone: `update` has clipped them, stepped, and set them to None."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """Report none: `update` logs the norm that it clipped."""
 
     # One iteration.
 
@@ -189,7 +211,7 @@ class PPOTrainer(ActorCriticTrainer):
         if not self._checked:
             self._check_sampling(inputs)
         scored = self.score(self.generate(inputs))
-        batch, sequence_kl = self.to_batch(scored)
+        batch = self.to_batch(scored)
         stats = update(
             model,
             self.optimizer,
@@ -203,7 +225,10 @@ class PPOTrainer(ActorCriticTrainer):
         if not self._checked:
             check_ratio(stats.max_abs_log_ratio_first, self.model, self.accelerator.mixed_precision)
             self._checked = True
-        rollout_metrics = self._mean_metrics(self.accelerator.gather(self._figures(scored, sequence_kl)))
+        assert batch.ref_logprobs is not None
+        kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.mask)
+        figures = self.accelerator.gather(rollout_figures(scored, kl, self.reward_names))
+        rollout_metrics = mean_figures(figures)
         for name, value in {
             **rollout_metrics,
             **stats.metrics(),
@@ -253,13 +278,8 @@ class PPOTrainer(ActorCriticTrainer):
             scores = scores - self.args.missing_eos_penalty * torch.tensor(rollout.truncated, device=device)
         return ScoredRollout(rollout, rewards, raw_scores, scores)
 
-    def to_batch(self, scored: ScoredRollout) -> tuple[Batch, Tensor]:
-        """Log-probabilities and values of the rollout, its KL to the reference, rewards per token, and advantages.
-
-        Returns:
-            The batch that `update` learns from, and each completion's KL to the reference [B] in nats: the k1 sum,
-            which is unbiased whichever estimator the reward uses.
-        """
+    def to_batch(self, scored: ScoredRollout) -> Batch:
+        """What `update` learns from: log-probabilities and values of the rollout, and advantages of its rewards."""
         args, rollout = self.args, scored.rollout
         inputs, mask = self._pack(rollout)
         logprobs, values, ref_logprobs = self._score_tokens(inputs)
@@ -272,15 +292,15 @@ class PPOTrainer(ActorCriticTrainer):
             scored.scores, kl, self.kl_controller.value, mask, args.gamma, bootstrap
         )
         advantages = gae(rewards, discounts, values, args.gae_lambda, mask)
-        batch = Batch(
+        return Batch(
             inputs=inputs,
             old_logprobs=logprobs,
             old_values=values[:, :-1],
             advantages=advantages,
             returns=advantages + values[:, :-1],
             mask=mask,
+            ref_logprobs=ref_logprobs,
         )
-        return batch, torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
 
     def _pack(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
         pad_id = self.processing_class.pad_token_id
@@ -337,7 +357,7 @@ class PPOTrainer(ActorCriticTrainer):
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.per_device_eval_batch_size
-        figures: list[dict[str, float]] = []
+        parts: list[dict[str, Tensor]] = []
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         own = own_rows(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
         with torch.random.fork_rng(devices):
@@ -348,43 +368,18 @@ class PPOTrainer(ActorCriticTrainer):
                 )
                 inputs, mask = self._pack(scored.rollout)
                 logprobs, _, ref_logprobs = self._score_tokens(inputs)
-                sequence_kl = torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
-                columns = {
-                    name: column.tolist() for name, column in self._figures(scored, sequence_kl).items()
-                }
-                figures += [
-                    dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-                ]
+                kl = sequence_kl(logprobs, ref_logprobs, mask)
+                parts.append(rollout_figures(scored, kl, self.reward_names))
         # The rows that `own_rows` repeats stand at the end.
-        everyone = gather_object(figures)[: len(dataset)]
-        means = self._mean_metrics(
-            {name: torch.tensor([row[name] for row in everyone]) for name in everyone[0]}
-        )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        own_figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        figures = {
+            name: column[: len(dataset)].cpu()
+            for name, column in self.accelerator.gather(own_figures).items()
+        }
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in mean_figures(figures).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _figures(self, scored: ScoredRollout, sequence_kl: Tensor) -> dict[str, Tensor]:
-        """Figures of each completion, by the name of their mean in the log; each [B]."""
-        rollout, device = scored.rollout, sequence_kl.device
-        return {
-            "reward/mean": scored.raw_scores,
-            "reward/normalized_mean": scored.scores,
-            "kl/ref": sequence_kl,
-            "completions/mean_length": torch.tensor(
-                [float(len(ids)) for ids in rollout.completion_ids], device=device
-            ),
-            "completions/truncated_fraction": torch.tensor(rollout.truncated, device=device).float(),
-            **{
-                f"reward/{name}": column
-                for name, column in zip(self.reward_names, scored.rewards.T, strict=True)
-            },
-        }
-
-    def _mean_metrics(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        means = {name: float(column.nanmean()) for name, column in figures.items()}
-        return {**means, "reward/std": float(figures["reward/mean"].std(correction=0))}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the PPO metrics since the last log line in place of Trainer's own loss."""
@@ -397,22 +392,11 @@ class PPOTrainer(ActorCriticTrainer):
                     logs[name] = sum(finite) / len(finite)
             self._metrics.clear()
             if self._last_rollout is not None and self.is_world_process_zero():
-                self._show_completions(self._last_rollout)
+                show_completions(
+                    self.callback_handler.callbacks,
+                    self._last_rollout,
+                    self.reward_names,
+                    self.state.global_step,
+                    self.args,
+                )
         super().log(logs, start_time)
-
-    def _show_completions(self, scored: ScoredRollout) -> None:
-        """To TensorBoard, and to the terminal where that is wanted."""
-        rollout, scores, step = scored.rollout, scored.raw_scores.tolist(), self.state.global_step
-        count = self.args.num_completions_to_print
-        callbacks = self.callback_handler.callbacks
-        write_completions(
-            callbacks, rollout.prompts[:count], rollout.completions[:count], scores[:count], step
-        )
-        if self.args.log_completions:
-            rewards = {
-                name: column.tolist()
-                for name, column in zip(self.reward_names, scored.rewards.T, strict=True)
-            }
-            print_prompt_completions_sample(
-                rollout.prompts, rollout.completions, rewards, scores, step, count
-            )

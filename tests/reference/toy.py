@@ -78,6 +78,7 @@ def poisoned(batch: Batch, garbage: float) -> Batch:
         advantages=poison(batch.advantages),
         returns=poison(batch.returns),
         mask=batch.mask,
+        ref_logprobs=None if batch.ref_logprobs is None else poison(batch.ref_logprobs),
     )
 
 

@@ -1,0 +1,101 @@
+"""Settings of PPO: of the objective and of `update`."""
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PPOHyperparameters:
+    """Settings of the objective and of `update`.
+
+    A configuration may inherit from it together with other dataclasses, such as Transformers' `TrainingArguments`.
+
+    Args:
+        clip_range: ε of the policy's ratio.
+        clip_range_high: upper ε, where it differs from the lower one.
+        dual_clip: bound c > 1 on the loss of bad actions that became likelier.
+        value_clip_range: ε of the values around those of the rollout; no clipping when None.
+        vf_coef: weight of the value loss.
+        ent_coef: weight of the entropy bonus.
+        gamma: discount a step.
+        gae_lambda: λ of GAE.
+        num_ppo_epochs: passes over a rollout.
+        num_minibatches: optimiser steps a pass.
+        max_grad_norm: bound on the norm of all gradients together; 0 for none.
+        target_kl: end an update early, before the step at which the approximate KL to the rollout's policy is
+            more than 1.5 times this.
+        whiten_advantages: scale the advantages of a rollout to mean 0 and variance 1.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    clip_range: float = field(
+        default=0.2, metadata={"help": "Range of the policy ratio: it is clipped below 1 - clip_range."}
+    )
+    clip_range_high: float | None = field(
+        default=None,
+        metadata={"help": "The ratio is clipped above 1 + clip_range_high; clip_range when not given."},
+    )
+    dual_clip: float | None = field(
+        default=None,
+        metadata={"help": "Where the advantage A is negative, the objective is at least dual_clip * A; > 1."},
+    )
+    value_clip_range: float | None = field(
+        default=0.2,
+        metadata={"help": "Range of the values around those of the rollout; null for no clipping."},
+    )
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    ent_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount of the reward, a step."})
+    gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    num_minibatches: int = field(
+        default=1, metadata={"help": "Parts of a rollout; one optimiser step each, in every pass."}
+    )
+    max_grad_norm: float = field(
+        default=1.0,
+        metadata={"help": "The norm of all gradients together is clipped to this; 0 for no clipping."},
+    )
+    target_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "End an update before the step at which the approximate KL to the rollout's policy exceeds "
+            "1.5 * target_kl; never when not given."
+        },
+    )
+    whiten_advantages: bool = field(
+        default=True, metadata={"help": "Scale the advantages of each rollout to mean 0 and variance 1."}
+    )
+
+    def __post_init__(self) -> None:
+        self.validate()
+        # A class that inherits from this one and from another dataclass gets the other's checks, too.
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+    def validate(self) -> None:
+        """Check each setting.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        for name in ("clip_range", "clip_range_high", "value_clip_range", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, but is {value}.")
+        for name in ("vf_coef", "ent_coef", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number of at least 0, but is {value}.")
+        for name in ("gamma", "gae_lambda"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, but is {value}.")
+        for name in ("num_ppo_epochs", "num_minibatches"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, but is {value}.")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip must be greater than 1, but is {self.dual_clip}.")
