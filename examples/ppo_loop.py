@@ -31,8 +31,7 @@ class ActorCritic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-        ids = {"bos_token_id": None, "eos_token_id": EOS, "pad_token_id": EOS}
-        config = LlamaConfig(vocab_size=EOS + 1, **size, **ids)
+        config = LlamaConfig(vocab_size=EOS + 1, eos_token_id=EOS, pad_token_id=EOS, **size)
         self.policy = LlamaForCausalLM(config)
         self.critic = LlamaModel(config)
         self.value_head = nn.Linear(config.hidden_size, 1)
