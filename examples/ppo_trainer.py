@@ -1,8 +1,8 @@
-"""PPOTrainer with a reward function of one's own: a tiny Llama learns to count.
+"""PPOTrainer with a reward function of your own: a tiny Llama learns to count.
 
 The prompt is a digit, and the reward of a completion is the share of eight words that count on by one: after "7"
-come "8 9 0 1 2 3 4 5". Tokenizer and model are made here; with `model="Qwen/Qwen3-0.6B"` and its tokenizer the rest
-stays as it is. A reward model is given in the place of the function, or beside it: `reward_funcs=["path/to/model"]`.
+come "8 9 0 1 2 3 4 5". Tokenizer and model are made here; `model` may also be the name or folder of a model, whose own
+tokenizer is then loaded. `reward_funcs` also takes a reward model, by its name or folder, or a list of several.
 
     python examples/ppo_trainer.py     # fifteen seconds on one CPU core; no network
 
