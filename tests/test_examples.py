@@ -19,8 +19,8 @@ def test_the_loop_in_one_file_learns_to_count() -> None:
 
 def test_the_trainer_learns_to_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(EXAMPLES / "ppo_trainer.py"))["main"]
-    before, after = main(output_dir=str(tmp_path), max_steps=30)
+    before, after = main(output_dir=str(tmp_path))
     assert before < 0.15
-    assert after > 0.75
+    assert after > 0.8
     assert f"reward: from {before:.2f} to {after:.2f}" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
