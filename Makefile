@@ -24,7 +24,7 @@ LATER := $(filter-out 1,$(ROUND))
 ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-slow lint format clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-slow lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,9 @@ format: $(STAMP) ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv and caches (runs/ is yours to remove)
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+docs: $(STAMP) ## the API reference from docstrings, into build/reference/
+	$(BIN)/python docs/build_reference.py
+
+clean: ## remove .venv, build/ and caches (runs/ is yours to remove)
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from test_recipes import read_by_stage
 
 from tieback.cli.arguments import parse_flags
@@ -23,7 +24,16 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     ROOT / name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/human_feedback.md", "docs/pong.md", "docs/tieback.md")
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "docs/glossary.md",
+        "docs/human_feedback.md",
+        "docs/index.md",
+        "docs/migrating_from_trl.md",
+        "docs/pong.md",
+        "docs/tieback.md",
+    )
 }
 
 
@@ -49,7 +59,8 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|tieback rlhf|classic_rl|pytest|ruff|mypy|tensorboard", line
+            r"pipeline/\w+\.py|-m pipeline\.|tieback rlhf|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
+            line,
         )
     ]
 
@@ -83,6 +94,8 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif "rlhf" in words:
         flags = words[words.index("rlhf") + 1 :]
         parse_flags(RlhfArguments, "tieback rlhf", flags[: flags.index("--")] if "--" in flags else flags)
+    elif re.fullmatch(r"\S*python (examples|docs)/\w+\.py", command):
+        assert (ROOT / words[1]).is_file()
     elif words[:2] == ["pip", "install"]:
         assert (ROOT / words[words.index("-c") + 1]).is_file()
     elif words[0] == "tieback":
@@ -93,6 +106,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             ".venv/bin/tensorboard",
             ".venv/bin/ruff",
             ".venv/bin/mypy",
+            ".venv/bin/lint-imports",
             ".venv/bin/python",
             ".venv/bin/lint-imports",
         )
@@ -116,6 +130,12 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         assert behind, command
     for line in behind:
         check(line, monkeypatch)
+
+
+def test_what_runs_before_a_commit_is_what_make_lint_runs() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
+    assert sorted(entries) == sorted(what_make_runs("make lint"))
 
 
 def test_the_python_of_the_readme_compiles_and_names_what_there_is() -> None:
