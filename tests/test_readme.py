@@ -43,7 +43,8 @@ def commands_of(page: str) -> list[str]:
     lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
     text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     inline = re.findall(r"`((?:make|accelerate|python|pip|tensorboard|tieback) [^`]+)`", text)
-    return sorted({" ".join(line.split()) for line in [*lines, *inline] if line})
+    # What stands between bars is a choice of commands, and none.
+    return sorted({" ".join(line.split()) for line in [*lines, *inline] if line and "|" not in line})
 
 
 def what_make_runs(command: str) -> list[str]:
