@@ -33,9 +33,9 @@ from tieback.pipeline.model_loading import context_length, load_policy, load_tok
 from tieback.pipeline.ppo import load_reward
 from tieback.pipeline.prompt_lengths import fit_prompts
 from tieback.pipeline.report.gather import STAGES, write_facts, write_report
-from tieback.pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
+from tieback.pipeline.report.pairs import SYSTEMS, Pair, evaluation_figures, make_pairs
 from tieback.pipeline.report.responses import reward_scores, sample_responses
-from tieback.pipeline.report.statistics import best_of_n, best_of_n_kl
+from tieback.pipeline.sample_statistics import best_of_n, best_of_n_kl
 from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.pipeline.trainer.rewards import (
     RewardError,
@@ -192,7 +192,7 @@ def main() -> None:
                 scores["gold_score"]["choices"] = gold_scores(gold, choices)
         judge = "gold_score" if gold else "reward_score"
         pairs = make_pairs(rollouts, scores, log_ratios, judge)
-        metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {
+        metrics = evaluation_figures(pairs, judge, args.num_resamples, args.seed) | {
             "num_prompts/left_out": num_left_out
         }
         write_samples(Path(args.output_dir), pairs)

@@ -94,9 +94,9 @@ def main() -> None:
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)
     if args.summary:
-        from tieback.pipeline.labelling.agreement import print_summary, summarize
+        from tieback.pipeline.labelling.agreement import judgement_figures, print_summary
 
-        print_summary(summarize(items, list(log.judgements.values())))
+        print_summary(judgement_figures(items, list(log.judgements.values())))
         return
     if args.uncertain_to:
         # Only here: it brings in the trainers, which take seconds to import.

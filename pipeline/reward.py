@@ -29,13 +29,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from tieback.cli.errors import UsageError, run
-from tieback.data.pairs import encode_pairs
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.reward_model.encoding import encode, encode_pairs
 from tieback.reward_model.head import (
     is_classifier,
     load_reward_model,
@@ -50,7 +50,7 @@ from tieback.reward_model.report import (
     pair_accuracy,
     plot_calibration,
 )
-from tieback.reward_model.scoring import RewardScorer, encode
+from tieback.reward_model.scoring import RewardScorer
 
 
 @dataclass

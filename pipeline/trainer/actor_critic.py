@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from tieback.pipeline.trainer.trl_internals import selective_log_softmax_and_entropy, use_adapter
+from tieback.pipeline.trl_internals import selective_log_softmax_and_entropy, use_adapter
 from tieback.ppo_core import Batch
 from tieback.reward_model.head import apply_head
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.rewards import RewardFunction
-from tieback.pipeline.trainer.trl_internals import prepare_deepspeed, prepare_fsdp
+from tieback.pipeline.trl_internals import prepare_deepspeed, prepare_fsdp
 from tieback.reward_model.head import init_head, load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 

@@ -52,7 +52,7 @@ from tieback.pipeline.trainer.rollout import (
     sample,
     sampling_config,
 )
-from tieback.pipeline.trainer.trl_internals import (
+from tieback.pipeline.trl_internals import (
     print_prompt_completions_sample,
     unwrap_model_for_generation,
 )
