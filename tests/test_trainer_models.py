@@ -228,7 +228,7 @@ def test_a_tokenizer_with_neither_pad_nor_eos_is_handled_where_a_stop_token_is_n
     model = toy.policy(toy.tokenizer())
     model.generation_config.eos_token_id = None
     trainer = toy.ppo_trainer(tmp_path, tok=tok, model=model, stop_tokens=["a", "b"])
-    assert trainer.end_ids == [tok.encode("a")[0], tok.encode("b")[0]]
+    assert trainer.sampler.end_ids == [tok.encode("a")[0], tok.encode("b")[0]]
     trainer.train()
 
 

@@ -11,8 +11,9 @@ import torch
 import toy
 from torch import Tensor
 
-from tieback.pipeline.trainer.rewards import RewardError, RunningMoments, combine_rewards, token_rewards
-from tieback.pipeline.trainer.rollout import Rollout
+from tieback.pipeline.rollout.texts import Rollout
+from tieback.pipeline.scorers import RewardError, combine_rewards
+from tieback.pipeline.trainer.rewards import RunningMoments, token_rewards
 from tieback.ppo_core import gae
 
 LENGTHS = [3, 1, 5, 4]

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from tieback.data.conversations import last_text
+from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.sample_statistics import (
     bootstrap_interval,
     correlation,
@@ -13,7 +14,6 @@ from tieback.pipeline.sample_statistics import (
     repeated_n,
     win_outcomes,
 )
-from tieback.pipeline.trainer.rollout import Rollout
 
 SYSTEMS = ("sft", "ppo")
 SCORES = ("gold_score", "reward_score")

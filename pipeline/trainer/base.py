@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
+from tieback.pipeline.rollout.settings import PPO_CONFIG
 from tieback.pipeline.trainer.callbacks import InterruptCallback
 from tieback.pipeline.trainer.checkpoints import (
     clear_state,
@@ -17,8 +18,8 @@ from tieback.pipeline.trainer.checkpoints import (
     save_models,
     write_state,
 )
-from tieback.pipeline.trainer.checks import check_batch
 from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.input_checks import check_batch
 from tieback.pipeline.trainer.rewards import RunningMoments
 from tieback.ppo_core import FixedKLController
 
@@ -82,7 +83,7 @@ class ActorCriticTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         save_models(self.accelerator.unwrap_model(self.model), folder, state_dict)
         self.processing_class.save_pretrained(folder)
-        Path(folder, "ppo_config.json").write_text(self.args.to_json_string())
+        Path(folder, PPO_CONFIG).write_text(self.args.to_json_string())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
