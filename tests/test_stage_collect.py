@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from tieback.cli.errors import UsageError
 from tieback.data.helpdesk import annotate, gold_scores, make_split
@@ -115,6 +115,10 @@ def test_other_settings_are_refused_by_name(policy, collected, tmp_path):
         (tmp_path / name).write_bytes((collected / name).read_bytes())
     with pytest.raises(UsageError, match=r"temperature was 1\.0, is 0\.7.*Remove"):
         run(policy, tmp_path, "--temperature", "0.7")
+    with pytest.raises(UsageError, match=r"stop_tokens was None, is \['!'\]"):
+        run(policy, tmp_path, "--stop_tokens", "!")
+    with pytest.raises(UsageError, match=r"chat_template_kwargs was None, is {'brief': True}"):
+        run(policy, tmp_path, "--chat_template_kwargs", '{"brief": true}')
     other = tmp_path / "other"
     tokenizer = train_tokenizer(["a"], 300)
     new_policy(SIZES, tokenizer, seed=1).save_pretrained(other)
@@ -131,6 +135,20 @@ def test_truncated_says_that_no_end_was_sampled(policy, tmp_path):
     # A token is no end with probability 4/5: of 36, 28.8 ± 2.4 are cut after the first, and after 200 none is.
     assert 0.55 < short["truncated_fraction"] < 1
     assert long["truncated_fraction"] == 0
+
+
+def test_stop_tokens_end_responses(policy, tmp_path, monkeypatch):
+    rollouts, make_rollout = [], collect.make_rollout
+    monkeypatch.setattr(
+        collect, "make_rollout", lambda *args: rollouts.append(make_rollout(*args)) or rollouts[-1]
+    )
+    characters = [chr(code) for code in range(33, 127)]
+    run(policy, tmp_path, "--stop_tokens", *characters)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    stops = {tokenizer.encode(character)[0] for character in characters}
+    sampled = [ids for rollout in rollouts for ids in rollout.completion_ids]
+    assert sum(ids[-1] in stops for ids in sampled) > 5
+    assert not any(set(ids[:-1]) & stops for ids in sampled)
 
 
 def test_every_eos_id_of_the_model_ends_a_response(policy, tmp_path):

@@ -1,4 +1,4 @@
-"""PPOTrainer and its rooms: config, actor-critic, rollout, rewards, checkpoints, checks."""
+"""PPOTrainer and its rooms: config, actor-critic, models, rewards, checkpoints, checks."""
 
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.trainer import PPOTrainer
