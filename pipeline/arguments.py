@@ -16,21 +16,18 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass
 class RunArguments:
-    """Where a run keeps its stages.
-
-    Args:
-        run_dir: folder with one sub-folder a stage (`<run_dir>/sft`, `<run_dir>/collect`, ...).
-        round: of collecting, ranking, refitting and tuning; the stages of a round after the first have their folders
-            in `<run_dir>/round<n>`, except sft, which comes before all rounds.
-    """
+    """Where a run keeps its stages."""
 
     run_dir: str = field(
-        default="runs/helpdesk", metadata={"help": "Folder of the run: each stage writes <run_dir>/<stage>."}
+        default="runs/helpdesk",
+        metadata={"help": "Folder of the run, with one sub-folder a stage: <run_dir>/<stage>."},
     )
 
     round: int = field(
         default=1,
-        metadata={"help": "Round of collect, reward, ppo and evaluate, from 1; see docs/human_feedback.md."},
+        metadata={
+            "help": "Round of collecting, ranking, refitting and tuning, from 1 (see docs/human_feedback.md); the stages of a later round write into <run_dir>/round<n>, except sft, which comes before all rounds."
+        },
     )
 
     # What the recipe and the command line set, with the values they came to (filled in by `parse_stage`).

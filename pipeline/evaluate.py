@@ -14,7 +14,7 @@ report.html (self-contained) into `<run_dir>/evaluate`. It trains nothing, and e
 
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,118 +27,107 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, run
-from tieback.data.sources import HELPDESK, load_rows
+from tieback.data.sources import HELPDESK
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
-from tieback.pipeline.ppo import load_reward
-from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.report.gather import STAGES, write_facts, write_report
-from tieback.pipeline.report.pairs import SYSTEMS, Pair, make_pairs, summarize
-from tieback.pipeline.report.responses import reward_scores, sample_responses
-from tieback.pipeline.report.statistics import best_of_n, best_of_n_kl
-from tieback.pipeline.stage import begin_stage, finish_stage
-from tieback.pipeline.trainer.rewards import (
+from tieback.pipeline.report.pairs import SYSTEMS, Pair, evaluation_figures, make_pairs
+from tieback.pipeline.rollout.responses import reward_scores, sample_responses
+from tieback.pipeline.rollout.sampler import Completion, make_sampler
+from tieback.pipeline.rollout.settings import RolloutSettings, settings_of_policy
+from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
+from tieback.pipeline.sample_statistics import best_of_n, best_of_n_kl
+from tieback.pipeline.scorers import (
     RewardError,
-    RewardFunction,
-    call_reward_function,
+    Scorer,
+    call_scorer,
     combine_rewards,
+    load_reward_scorer,
+    load_scorer,
 )
-from tieback.pipeline.trainer.rollout import (
-    Rollout,
-    decode_completions,
-    encode_prompts,
-    end_token_ids,
-    sampling_config,
-)
-from tieback.reward_model.scoring import RewardScorer
+from tieback.pipeline.stage import begin_stage, finish_stage
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft")
-Judges = list[RewardFunction | RewardScorer]
 
 
 @dataclass
-class EvaluateArguments:
-    """What is compared, on which prompts, and who judges.
+class EvaluateArguments(RolloutSettings):
+    """Policies that are compared, the prompts, and who judges.
 
-    Args:
-        dataset_name: "helpdesk", a local file, or a hub data set; preference data and demonstrations give their prompts.
-        dataset_config: configuration of a hub data set.
-        dataset_test_split: the part that no other stage has read. A file has no split of its own for that: leave its
-            end to this stage ("train[90%:]") and its beginning to the others ("train[:90%]").
-        num_prompts: prompts at most, drawn with the seed where there are more.
-        max_prompt_length: longer prompts (in tokens) are left out and counted; refused where not set.
-        sft_model_path: instead of `<run_dir>/sft`.
-        ppo_model_path: instead of `<run_dir>/ppo`.
-        reward_model_path: instead of `<run_dir>/reward`; "none" to go without a reward model.
-        gold_funcs: functions (`module:function`) or reward models (folder or hub name) whose sum is the gold score.
-        temperature: of sampling; the KL is that of the distributions at this temperature.
-        max_completion_length: most tokens in a response.
-        stop_tokens: tokens that end a response besides the EOS ids of model, tokenizer and chat template.
-        batch_size: prompts of a process in one forward pass.
-        dtype: of the policies' weights.
-        num_resamples: resamples of the bootstrap.
-        num_examples: pairs drawn at random for the page.
-        best_of: responses of SFT to each prompt from which the best by the reward model is chosen, for the frontier that
-            the page compares PPO with; 0 for none.
-        pong_dir: a Pong run whose diagnostics the page shows beside this run's, where it exists.
-        seed: of the choice of prompts, the sampling and the bootstrap.
-        output_dir: instead of `<run_dir>/evaluate`.
+    The rollout settings are those that the PPO policy was trained with, except where the recipe or the command line
+    of this stage names others.
     """
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "helpdesk, a local file, or a hub data set."}
+        default=None,
+        metadata={
+            "help": "Source of the prompts: helpdesk (the built-in world), a local file (JSON, JSONL, CSV, Parquet), or a hub data set; preference data and demonstrations give their prompts."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_test_split: str = field(
-        default="test", metadata={"help": "The part that no other stage has read."}
+        default="test",
+        metadata={
+            "help": "Split that no other stage has read. A file has none: leave its end to this stage ('train[90%%:]') and its beginning to the others ('train[:90%%]')."
+        },
     )
-    num_prompts: int = field(default=300, metadata={"help": "Prompts at most."})
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Leave out prompts of more tokens."}
+    num_prompts: int = field(
+        default=300, metadata={"help": "Most prompts; where there are more, they are drawn with the seed."}
     )
-    sft_model_path: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/sft."})
-    ppo_model_path: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/ppo."})
+    sft_model_path: str | None = field(
+        default=None, metadata={"help": "SFT model; <run_dir>/sft where not set."}
+    )
+    ppo_model_path: str | None = field(
+        default=None, metadata={"help": "PPO policy; <run_dir>/ppo where not set."}
+    )
     reward_model_path: str | None = field(
-        default=None, metadata={"help": "Instead of <run_dir>/reward; none for none."}
+        default=None,
+        metadata={"help": "Reward model; <run_dir>/reward where not set; 'none' to go without one."},
     )
     gold_funcs: list[str] | None = field(
         default=None,
-        metadata={"help": "Functions (module:function) or reward models whose sum is the gold score."},
+        metadata={
+            "help": "Functions (module:function) or reward models (folder or hub name) whose sum is the gold score."
+        },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling, and of the KL."})
-    max_completion_length: int = field(default=128, metadata={"help": "Most tokens in a response."})
-    stop_tokens: list[str] | None = field(
-        default=None, metadata={"help": "Further tokens that end a response."}
+    batch_size: int = field(
+        default=64, metadata={"help": "Number of prompts of a process in one forward pass."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Prompts of a process in one forward pass."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Type of the policies' weights: float32, bfloat16 or auto."}
+    )
     num_resamples: int = field(
-        default=10_000, metadata={"help": "Resamples of the bootstrap; 2,000 or more."}
+        default=10_000, metadata={"help": "Number of resamples of the bootstrap; 2,000 or more."}
     )
-    num_examples: int = field(default=12, metadata={"help": "Pairs drawn at random for the page."})
+    num_examples: int = field(
+        default=12, metadata={"help": "Number of pairs, drawn at random, that the page shows."}
+    )
     best_of: int = field(
-        default=0, metadata={"help": "Responses of SFT a prompt for the best-of-n frontier; 0 for none."}
+        default=0,
+        metadata={
+            "help": "Number of SFT's responses to each prompt among which the reward model chooses the best, for the frontier that the page compares PPO with; 0 for none."
+        },
     )
-    pong_dir: str = field(default="runs/pong", metadata={"help": "A Pong run to show beside this one."})
-    seed: int = field(default=0, metadata={"help": "Of prompts, sampling and bootstrap."})
-    output_dir: str | None = field(default=None, metadata={"help": "Instead of <run_dir>/evaluate."})
+    pong_dir: str = field(
+        default="runs/pong",
+        metadata={
+            "help": "Folder of a Pong run whose curves the page shows beside this run's, if it exists."
+        },
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the choice of prompts, the sampling and the bootstrap."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the results; <run_dir>/evaluate where not set."}
+    )
 
     def __post_init__(self) -> None:
-        least = {
-            "num_prompts": 1,
-            "max_completion_length": 1,
-            "batch_size": 1,
-            "num_examples": 0,
-            "best_of": 0,
-            "num_resamples": 2000,
-        }
+        super().__post_init__()
+        least = {"num_prompts": 1, "batch_size": 1, "num_examples": 0, "best_of": 0, "num_resamples": 2000}
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 raise UsageError(f"{name} must be at least {limit}, not {getattr(self, name)}.")
-        if self.temperature <= 0:
-            raise UsageError(
-                f"temperature must be above 0, not {self.temperature}: greedy decoding has no KL."
-            )
 
 
 def main() -> None:
@@ -146,7 +135,9 @@ def main() -> None:
     begin_stage("evaluate")
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     accelerator = Accelerator()
+    output_dir = Path(args.output_dir)
     folders = model_folders(run, args)
+    args = with_settings_of_policy(args, folders["ppo"], run.recipe)
     tokenizer = shared_tokenizer(folders)
     policies = {
         name: load_policy(folders[name], tokenizer, ModelConfig(dtype=args.dtype))
@@ -154,12 +145,13 @@ def main() -> None:
         .eval()
         for name in SYSTEMS
     }
-    dataset, num_left_out = load_prompts(args, tokenizer, policies)
-    gold = [
-        load_judge(name, args.batch_size, accelerator.device, "gold_funcs") for name in args.gold_funcs or []
-    ]
-    reward_model = load_reward_model(folders, args.batch_size, accelerator.device)
-    try_judges(gold, dataset, tokenizer)
+    dataset, num_left_out = held_out_prompts(args, tokenizer, policies)
+    device = accelerator.device
+    gold = [load_scorer(name, args.batch_size, "gold_funcs", device) for name in args.gold_funcs or []]
+    reward_model = None
+    if "reward" in folders:
+        reward_model = load_reward_scorer(folders["reward"], args.batch_size, "reward_model_path", device)
+    try_judges(gold, dataset, tokenizer, args)
 
     rollouts: dict[str, Rollout] = {}
     log_ratios: list[float] = []
@@ -167,19 +159,13 @@ def main() -> None:
     scores: dict[str, dict[str, list[float]]] = {}
     with accelerator.autocast():
         for name, policy in policies.items():
-            end_ids = end_token_ids(tokenizer, policy.generation_config, args.stop_tokens)
-            config = sampling_config(
-                args.temperature, args.max_completion_length, end_ids, tokenizer.pad_token_id
-            )
+            sampler = make_sampler(args, tokenizer, policy.generation_config, device)
+            how = (tokenizer, args, args.batch_size, args.seed)
             reference = policies["sft"] if name == "ppo" else None
-            rollouts[name], log_ratios = sample_responses(
-                policy, dataset, tokenizer, config, args.batch_size, args.seed, name, reference
-            )
+            rollouts[name], log_ratios = sample_responses(policy, sampler, dataset, *how, name, reference)
             if name == "sft" and args.best_of and reward_model is not None:
                 repeated = dataset.select([row for row in range(len(dataset)) for _ in range(args.best_of)])
-                choices, _ = sample_responses(
-                    policy, repeated, tokenizer, config, args.batch_size, args.seed, "best of n"
-                )
+                choices, _ = sample_responses(policy, sampler, repeated, *how, "best of n")
         if reward_model is not None:
             to_score = rollouts | ({"choices": choices} if choices is not None else {})
             scores["reward_score"] = {
@@ -192,14 +178,15 @@ def main() -> None:
                 scores["gold_score"]["choices"] = gold_scores(gold, choices)
         judge = "gold_score" if gold else "reward_score"
         pairs = make_pairs(rollouts, scores, log_ratios, judge)
-        metrics = summarize(pairs, judge, args.num_resamples, args.seed) | {
+        metrics = evaluation_figures(pairs, judge, args.num_resamples, args.seed) | {
             "num_prompts/left_out": num_left_out
         }
-        write_samples(Path(args.output_dir), pairs)
+        write_samples(output_dir, pairs)
         frontier = best_of_n_frontier(scores, args.best_of) if choices is not None else []
-        write_facts(Path(args.output_dir), report_facts(run, args, folders, judge, frontier))
-        finish_stage("evaluate", args.output_dir, metrics, run.recipe)
-        accelerator.print(f"The page to read: {write_report(Path(args.output_dir))}")
+        write_facts(output_dir, report_facts(run, args, folders, judge, frontier))
+        rollout_settings = {item.name: getattr(args, item.name) for item in fields(RolloutSettings)}
+        finish_stage("evaluate", output_dir, metrics, run.recipe | rollout_settings)
+        accelerator.print(f"The page to read: {write_report(output_dir)}")
     # A process that leaves while another still works takes the connection down with it.
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -234,89 +221,69 @@ def shared_tokenizer(folders: dict[str, str]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_prompts(
+def with_settings_of_policy(
+    args: EvaluateArguments, folder: str, recipe: dict[str, Any]
+) -> EvaluateArguments:
+    """Arguments with the rollout settings that the policy in `folder` was trained with, unless the recipe names them.
+
+    Args:
+        args: as they were parsed.
+        folder: of the PPO policy.
+        recipe: what the recipe and the command line set.
+    """
+    trained_with = settings_of_policy(folder)
+    return replace(args, **{name: value for name, value in trained_with.items() if name not in recipe})
+
+
+def held_out_prompts(
     args: EvaluateArguments, tokenizer: PreTrainedTokenizerBase, policies: dict[str, PreTrainedModel]
 ) -> tuple[Dataset, int]:
-    """Held-out prompts that fit both policies, and how many were left out for their length.
-
-    Raises:
-        UsageError: no data set is named, or prompts are too long.
-    """
-    if args.dataset_name is None:
-        raise UsageError(
-            "Name the prompts with --dataset_name (or `make evaluate DATA=...`): a file, or a hub data set."
-        )
-    dataset = load_rows(
+    """Held-out prompts that fit both policies, and how many were left out for their length."""
+    contexts = [length for policy in policies.values() if (length := context_length(policy)) is not None]
+    prompts, counts = load_prompts(
+        "evaluate",
         args.dataset_name,
-        "prompts",
+        tokenizer,
+        min(contexts, default=None),
+        args,
         split=args.dataset_test_split,
         config=args.dataset_config,
         # The built-in world makes as many as are asked for; of a source with an order of its own, some are drawn below.
         max_rows=args.num_prompts if args.dataset_name == HELPDESK else None,
         seed=args.seed,
-    ).dataset
-    contexts = [length for policy in policies.values() if (length := context_length(policy)) is not None]
-    dataset, num_left_out = fit_prompts(
-        dataset, tokenizer, min(contexts, default=None), args.max_completion_length, args.max_prompt_length
     )
-    if len(dataset) > args.num_prompts:
-        dataset = dataset.shuffle(seed=args.seed).select(range(args.num_prompts))
-    return dataset, num_left_out
+    if len(prompts) > args.num_prompts:
+        prompts = prompts.shuffle(seed=args.seed).select(range(args.num_prompts))
+    return prompts, counts["left_out"]
 
 
-def load_judge(
-    name: str, batch_size: int, device: torch.device, setting: str
-) -> RewardFunction | RewardScorer:
-    """Import the function `module:function`, or load the reward model in a folder or of the hub on `device`."""
-    judge = load_reward(name, batch_size, setting)
-    if isinstance(judge, RewardScorer):
-        judge.model.to(device)
-    return judge
-
-
-def load_reward_model(folders: dict[str, str], batch_size: int, device: torch.device) -> RewardScorer | None:
-    """Load the reward model, unless it is left out.
-
-    Raises:
-        UsageError: `reward_model_path` names a function.
-    """
-    if "reward" not in folders:
-        return None
-    judge = load_judge(folders["reward"], batch_size, device, "reward_model_path")
-    if not isinstance(judge, RewardScorer):
-        raise UsageError(
-            f"reward_model_path: {folders['reward']} is a function; name functions in gold_funcs."
-        )
-    return judge
-
-
-def try_judges(gold: Judges, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+def try_judges(
+    gold: list[Scorer], dataset: Dataset, tokenizer: PreTrainedTokenizerBase, settings: RolloutSettings
+) -> None:
     """Call each gold judge on the first prompt with an empty response: a fault shows before compute is spent.
 
     Raises:
         UsageError: it raises, or returns something that is no score.
     """
-    row, end = dataset[0], [tokenizer.eos_token_id]
-    columns = {name: [value] for name, value in row.items() if name != "prompt"}
-    (completion,) = decode_completions([row["prompt"]], [[]], tokenizer)
-    trial = Rollout(
-        [row["prompt"]], columns, encode_prompts([row["prompt"]], tokenizer), [end], [False], [completion]
-    )
+    row = dataset[0]
+    prompt_ids = encode_prompts([row["prompt"]], tokenizer, settings.template_arguments)
+    empty = Completion([tokenizer.pad_token_id], truncated=False)
+    trial = make_rollout([row], prompt_ids, [empty], tokenizer)
     try:
         for judge in gold:
-            call_reward_function(judge, trial)
+            call_scorer(judge, trial)
     except RewardError as error:
         raise UsageError(f"gold_funcs: {error}") from error
 
 
-def gold_scores(gold: Judges, rollout: Rollout) -> list[float]:
+def gold_scores(gold: list[Scorer], rollout: Rollout) -> list[float]:
     """Sum of the gold judges' scores of each response.
 
     Raises:
         UsageError: a judge raises, returns the wrong number of scores, or none judges some response.
     """
     try:
-        scores = torch.tensor([call_reward_function(judge, rollout) for judge in gold], dtype=torch.float64)
+        scores = torch.tensor([call_scorer(judge, rollout) for judge in gold], dtype=torch.float64)
         return combine_rewards(scores.T, [1.0] * len(gold), rollout).tolist()
     except RewardError as error:
         raise UsageError(f"gold_funcs: {error}") from error

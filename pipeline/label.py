@@ -24,39 +24,49 @@ from tieback.pipeline.stage import quiet_libraries
 
 @dataclass
 class LabelArguments:
-    """What is judged, where judgements go, and how the page is served.
+    """What is judged, where judgements go, and how the page is served."""
 
-    Args:
-        output: JSON lines of preference pairs; the log is beside it, `<name>.judgements.jsonl`.
-        responses: file of responses to rank, as `pipeline/collect.py` writes it.
-        compare: file of an evaluation's pairs to compare side by side, as `pipeline/evaluate.py` writes it.
-        summary: print agreement, counts, times and biases instead of serving the page.
-        overlap: share of the items that every annotator is shown, so that their agreement can be measured.
-        uncertain_to: reward models (folders or hub names): items on whose ranking they are least sure come first; with
-            several, those on which they disagree most.
-        until_finished: end when every item is judged, instead of at ctrl-C.
-        seed: of the order in which responses stand on the page.
-        host: address to serve at.
-        port: of the server; the first free one from 7860 when None.
-        password: asked for by the page (user name "annotator"); needed where `host` is not this machine's own.
-    """
-
-    output: str = field(metadata={"help": "JSON lines of preference pairs to write."})
-    responses: str | None = field(default=None, metadata={"help": "responses.jsonl to rank."})
-    compare: str | None = field(default=None, metadata={"help": "samples.jsonl to compare side by side."})
-    summary: bool = field(default=False, metadata={"help": "Print agreement and biases; serve nothing."})
+    output: str = field(
+        metadata={
+            "help": "File of preference pairs to write (.jsonl); the log of judgements is beside it, <name>.judgements.jsonl."
+        }
+    )
+    responses: str | None = field(
+        default=None, metadata={"help": "File of responses to rank, as pipeline/collect.py writes it."}
+    )
+    compare: str | None = field(
+        default=None,
+        metadata={"help": "File of pairs to compare side by side, as pipeline/evaluate.py writes it."},
+    )
+    summary: bool = field(
+        default=False,
+        metadata={"help": "Print agreement, counts, times and biases instead of serving the page."},
+    )
     overlap: float = field(
-        default=0.1, metadata={"help": "Share of the items that every annotator is shown."}
+        default=0.1,
+        metadata={
+            "help": "Share of the items that every annotator is shown, so that their agreement can be measured."
+        },
     )
     uncertain_to: list[str] | None = field(
-        default=None, metadata={"help": "Reward models: what they are least sure of comes first."}
+        default=None,
+        metadata={
+            "help": "Reward models (folders or hub names): items on whose ranking they are least sure come first; with several, those on which they disagree most."
+        },
     )
-    until_finished: bool = field(default=False, metadata={"help": "End when every item is judged."})
-    seed: int = field(default=0, metadata={"help": "Of the order in which responses are shown."})
+    until_finished: bool = field(
+        default=False, metadata={"help": "End when every item is judged, instead of at ctrl-C."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the order in which responses stand on the page."})
     host: str = field(default="127.0.0.1", metadata={"help": "Address to serve at."})
-    port: int | None = field(default=None, metadata={"help": "Port; the first free one from 7860."})
+    port: int | None = field(
+        default=None, metadata={"help": "Port of the server; the first free one from 7860 where not set."}
+    )
     password: str | None = field(
-        default=None, metadata={"help": 'Asked for by the page (user name "annotator").'}
+        default=None,
+        metadata={
+            "help": 'Password that the page asks for (user name "annotator"); needed where the host is not this machine\'s own.'
+        },
     )
 
     def __post_init__(self) -> None:
@@ -94,9 +104,9 @@ def main() -> None:
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)
     if args.summary:
-        from tieback.pipeline.labelling.agreement import print_summary, summarize
+        from tieback.pipeline.labelling.agreement import judgement_figures, print_summary
 
-        print_summary(summarize(items, list(log.judgements.values())))
+        print_summary(judgement_figures(items, list(log.judgements.values())))
         return
     if args.uncertain_to:
         # Only here: it brings in the trainers, which take seconds to import.

@@ -17,6 +17,7 @@ from transformers import (
 from trl import ModelConfig, get_quantization_config, is_conversational
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.rollout.sampler import own_end_ids
 
 # Reserved tokens that well-known vocabularies hold and no text contains, in order of preference.
 _PADDING_TOKENS = (
@@ -102,7 +103,7 @@ def load_policy(
 
     Args:
         path: folder or hub name.
-        tokenizer: its tokenizer; the model's pad id and stop ids are set to match it.
+        tokenizer: its tokenizer; the model's pad id and end ids are set to match it.
         model_args: dtype, attention, quantisation; the defaults of TRL's `ModelConfig` (fp32) when None.
 
     Raises:
@@ -152,36 +153,17 @@ def new_policy(
 
 
 def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Set the model's pad id and stop ids, so that a saved model stops where its chat template ends a turn.
+    """Set the model's pad id and end ids, so that a saved model stops where its chat template ends a turn.
 
     Sampling settings of the model's own (top-p, top-k, ...) are removed: stages state theirs.
     """
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(
         bos_token_id=model.generation_config.bos_token_id,
-        eos_token_id=stop_token_ids(model, tokenizer),
+        eos_token_id=sorted(own_end_ids(tokenizer, model.generation_config)),
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
-
-
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a response: the model's EOS ids, the tokenizer's, and the chat template's end of turn."""
-    own = model.generation_config.eos_token_id
-    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end_of_turn_id(tokenizer)]
-    return sorted({token_id for token_id in ids if token_id is not None})
-
-
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """First special token that the chat template writes after an assistant's message, if any."""
-    if tokenizer.chat_template is None:
-        return None
-    content = "ok"
-    turn = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
-    ending = tokenizer(text.rpartition(content)[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((token_id for token_id in ending if token_id in special), None)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -12,9 +12,6 @@ policy (safetensors; the adapter alone for LoRA) with its tokenizer, the critic 
 with every curve, and metrics.json into `<run_dir>/ppo`.
 """
 
-import importlib
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +23,15 @@ from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from tieback.cli.errors import UsageError, run
-from tieback.data.sources import load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.interruption import exit_if_interrupted
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
-from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.scorers import Scorer, load_scorer
 from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
-from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
 # Iterations over which metrics.json averages the end of the run.
@@ -44,42 +40,34 @@ LAST = 10
 
 @dataclass
 class PPOArguments:
-    """Prompts, rewards and critic.
-
-    Args:
-        dataset_name: "helpdesk", a local file (JSON, JSONL, CSV, Parquet), or a hub data set; preference data and
-            demonstrations give their prompts.
-        dataset_config: configuration of a hub data set.
-        dataset_train_split: its split.
-        max_rows: prompts at most (for the built-in world: how many are made).
-        max_prompt_length: longer prompts (in tokens) are left out and counted; refused where not set.
-        num_eval_prompts: prompts held out for evaluate() during training; 0 for none.
-        reward_funcs: reward models (folder or hub name) and functions (`module:function`).
-        critic_init: what the critic starts from.
-    """
+    """Prompts, rewards and critic."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "helpdesk, a local file, or a hub data set."}
+        default=None,
+        metadata={
+            "help": "Source of the prompts: helpdesk (the built-in world), a local file (JSON, JSONL, CSV, Parquet), or a hub data set; preference data and demonstrations give their prompts."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    max_rows: int | None = field(default=None, metadata={"help": "Prompts at most."})
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={"help": "Prompts with more tokens are left out; where not set they are an error."},
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Most prompts that are read; of helpdesk, how many are made."}
     )
     num_eval_prompts: int = field(
-        default=0, metadata={"help": "Prompts held out for evaluation during training."}
+        default=0,
+        metadata={"help": "Number of prompts held out for evaluation during training; 0 for none."},
     )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward models (folder or hub name) and functions (module:function); <run_dir>/reward where not set."
+            "help": "Reward models (folder or hub name) and reward functions (module:function); <run_dir>/reward where not set."
         },
     )
     critic_init: str = field(
         default="reward",
-        metadata={"help": "What the critic starts from: 'reward' (the first reward model) or 'policy'."},
+        metadata={
+            "help": "Model that the critic starts from: 'reward' (the first reward model) or 'policy'."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -97,8 +85,19 @@ def main() -> None:
         model_args.model_name_or_path = str(run.stage_dir("sft"))
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     policy = load_base_policy(model_args, tokenizer, args.output_dir)
-    rewards = [load_reward(name, args.per_device_eval_batch_size) for name in reward_names(ppo_args, run)]
-    train, evaluation, left_out = load_prompts(ppo_args, policy, tokenizer, args)
+    rewards = [load_scorer(name, args.per_device_eval_batch_size) for name in reward_names(ppo_args, run)]
+    prompts, counts = load_prompts(
+        "ppo",
+        ppo_args.dataset_name,
+        tokenizer,
+        context_length(policy),
+        args,
+        split=ppo_args.dataset_train_split,
+        config=ppo_args.dataset_config,
+        max_rows=ppo_args.max_rows,
+        seed=args.seed,
+    )
+    train, evaluation = hold_out(prompts, ppo_args.num_eval_prompts)
     if evaluation is None:
         args.eval_strategy = "no"
 
@@ -123,7 +122,7 @@ def main() -> None:
     metrics = last_metrics(trainer.state.log_history)
     metrics |= {
         "num_prompts/train": len(train),
-        "num_prompts/left_out": left_out,
+        "num_prompts/left_out": counts["left_out"],
         "train/iterations": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
@@ -156,35 +155,7 @@ def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
     return [str(run.stage_dir("reward"))]
 
 
-def load_reward(name: str, batch_size: int, setting: str = "reward_funcs") -> Any:
-    """A reward function `module:function`, or the reward model in a folder or on the hub.
-
-    `setting` is the one that named it, for messages.
-
-    Raises:
-        UsageError: it cannot be found, or is no reward model.
-    """
-    if ":" in name and not Path(name).exists():
-        module_name, _, attribute = name.partition(":")
-        sys.path.insert(0, os.getcwd())
-        try:
-            return getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"{setting}: {name} cannot be imported ({error}). Write module:function."
-            ) from error
-        finally:
-            sys.path.pop(0)
-    try:
-        return RewardScorer(load_reward_model(name), load_tokenizer(name), batch_size, name=Path(name).name)
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
-    except UsageError as error:
-        raise UsageError(f"{setting}: {error}") from error
-
-
-def critic_to_start_from(critic_init: str, rewards: list[Any]) -> PreTrainedModel | None:
+def critic_to_start_from(critic_init: str, rewards: list[Scorer]) -> PreTrainedModel | None:
     """The first reward model, or None for the policy's own backbone with a new head.
 
     Raises:
@@ -200,37 +171,18 @@ def critic_to_start_from(critic_init: str, rewards: list[Any]) -> PreTrainedMode
     return models[0]
 
 
-def load_prompts(
-    ppo_args: PPOArguments, policy: PreTrainedModel, tokenizer: Any, args: PPOConfig
-) -> tuple[Dataset, Dataset | None, int]:
-    """Prompts to train on, prompts to evaluate on, and how many were left out for their length.
+def hold_out(prompts: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
+    """Prompts to train on, and the last `count` to evaluate on during training; None for none.
 
     Raises:
-        UsageError: no data set is named, or too few prompts are in it.
+        UsageError: none would be left to train on.
     """
-    if ppo_args.dataset_name is None:
-        raise UsageError(
-            "Name the prompts with --dataset_name (or `make ppo DATA=...`): a file, or a hub data set."
-        )
-    rows = load_rows(
-        ppo_args.dataset_name,
-        "prompts",
-        split=ppo_args.dataset_train_split,
-        config=ppo_args.dataset_config,
-        max_rows=ppo_args.max_rows,
-        seed=args.seed,
-    ).dataset
-    rows, left_out = fit_prompts(
-        rows, tokenizer, context_length(policy), args.max_completion_length, ppo_args.max_prompt_length
-    )
-    if ppo_args.num_eval_prompts == 0:
-        return rows, None, left_out
-    if len(rows) <= ppo_args.num_eval_prompts:
-        raise UsageError(
-            f"num_eval_prompts={ppo_args.num_eval_prompts} leaves none of {len(rows)} prompts to train on."
-        )
-    first = len(rows) - ppo_args.num_eval_prompts
-    return rows.select(range(first)), rows.select(range(first, len(rows))), left_out
+    if count == 0:
+        return prompts, None
+    if len(prompts) <= count:
+        raise UsageError(f"num_eval_prompts={count} leaves none of {len(prompts)} prompts to train on.")
+    first = len(prompts) - count
+    return prompts.select(range(first)), prompts.select(range(first, len(prompts)))
 
 
 def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:

@@ -23,20 +23,20 @@ from statistics import fmean
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from tieback.cli.errors import UsageError, run
-from tieback.data.pairs import encode_pairs
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.rollout.responses import gather_in_order, own_share
 from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.reward_model.encoding import encode, encode_pairs
 from tieback.reward_model.head import (
     is_classifier,
     load_reward_model,
@@ -51,36 +51,32 @@ from tieback.reward_model.report import (
     pair_accuracy,
     plot_calibration,
 )
-from tieback.reward_model.scoring import RewardScorer, encode
+from tieback.reward_model.scoring import RewardScorer
 
 
 @dataclass
 class RewardArguments:
-    """The pairs to learn from, and what the scores are centred on.
-
-    Args:
-        dataset_name: a local file or a hub data set; when None the pairs of this round and of those before it, as
-            collect left them ranked (`collect/preferences.jsonl`) or people did (`label/preferences.jsonl`).
-        dataset_config: configuration of a hub data set.
-        dataset_train_split: its split.
-        max_rows: pairs at most, of each round.
-        held_out_fraction: share of the prompts whose pairs are held out for the report.
-        demonstrations_name: source of the demonstrations that score 0 on average: "helpdesk", a file or a hub data
-            set; the chosen responses of the training pairs when None.
-        num_demonstrations: how many of them, at most.
-    """
+    """Pairs to learn from, and what the scores are centred on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Preference data; the pairs of all rounds so far."}
+        default=None,
+        metadata={
+            "help": "Source of the pairs: a local file or a hub data set; where not set, the pairs of this round and of those before it, as collect left them ranked (collect/preferences.jsonl) or people did (label/preferences.jsonl)."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    max_rows: int | None = field(default=None, metadata={"help": "Pairs at most, of each round."})
-    held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the prompts held out."})
-    demonstrations_name: str | None = field(
-        default=None, metadata={"help": "What scores 0 on average; the chosen responses when absent."}
+    max_rows: int | None = field(default=None, metadata={"help": "Most pairs that are read of each round."})
+    held_out_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the prompts whose pairs are held out for the report."}
     )
-    num_demonstrations: int = field(default=1000, metadata={"help": "Demonstrations at most."})
+    demonstrations_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Source of the demonstrations that score 0 on average: helpdesk, a file or a hub data set; the chosen responses of the training pairs where not set."
+        },
+    )
+    num_demonstrations: int = field(default=1000, metadata={"help": "Most demonstrations of them."})
 
 
 def main() -> None:
@@ -250,10 +246,8 @@ def center(model: PreTrainedModel, scores: Sequence[float]) -> None:
 
 def score_on_all_processes(scorer: RewardScorer, sequences: Sequence[list[int]]) -> list[float]:
     """Score sequences, each process its share; every process gets all the scores, in order."""
-    state = PartialState()
-    mine = range(state.process_index, len(sequences), state.num_processes)
-    scores = zip(mine, scorer.score_ids([sequences[index] for index in mine]), strict=True)
-    return [score for _, score in sorted(gather_object(list(scores)))]
+    own = own_share(range(len(sequences)))
+    return gather_in_order(own, scorer.score_ids([sequences[index] for index in own]))
 
 
 def held_out_margins(scorer: RewardScorer, held_out: Dataset) -> list[float]:

@@ -33,44 +33,41 @@ from tieback.pipeline.model_loading import (
     new_policy,
 )
 from tieback.pipeline.progress import show_figures
-from tieback.pipeline.prompt_lengths import fit_prompts
+from tieback.pipeline.prompts import fit_prompts
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.stage import begin_stage, finish_stage
 
 
 @dataclass
 class SFTArguments:
-    """What the stage trains on, and the model where none is named.
-
-    Args:
-        dataset_name: "helpdesk", a local file (JSON, JSONL, CSV, Parquet), or a hub data set.
-        dataset_config: configuration of a hub data set.
-        dataset_train_split: its split.
-        max_rows: demonstrations at most (for the built-in world: how many are made).
-        max_prompt_length: rows whose prompt has more tokens are left out, and counted; None refuses those that do not
-            fit into `max_length`.
-        eval_fraction: share of them held out for `loss/eval`; 0 for none.
-        model_config: fields of a new `LlamaConfig`; used where `model_name_or_path` is absent.
-        tokenizer_vocab_size: vocabulary of the new model's tokenizer.
-    """
+    """Demonstrations to learn from, and the model where none is named."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "helpdesk, a local file, or a hub data set."}
+        default=None,
+        metadata={
+            "help": "Source of the demonstrations: helpdesk (the built-in world), a local file (JSON, JSONL, CSV, Parquet), or a hub data set."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    max_rows: int | None = field(default=None, metadata={"help": "Demonstrations at most."})
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Most demonstrations that are read; of helpdesk, how many are made."}
+    )
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Leave out prompts of more tokens."}
+        default=None,
+        metadata={
+            "help": "Most tokens in a prompt: rows with a longer one are left out and counted. Where not set, a prompt that does not fit into max_length is an error."
+        },
     )
     eval_fraction: float = field(
-        default=0.05, metadata={"help": "Share of them held out for loss/eval; 0 for none."}
+        default=0.05, metadata={"help": "Share of the demonstrations held out for loss/eval; 0 for none."}
     )
     model_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of a new LlamaConfig, where model_name_or_path is absent."}
+        default=None,
+        metadata={"help": "Fields of a new LlamaConfig, as JSON; used where no model_name_or_path is named."},
     )
     tokenizer_vocab_size: int = field(
-        default=1024, metadata={"help": "Vocabulary of a new model's tokenizer."}
+        default=1024, metadata={"help": "Size of the vocabulary of a new model's tokenizer, in tokens."}
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +96,7 @@ def main() -> None:
     num_left_out = 0
     if "prompt" in dataset.column_names:
         dataset, num_left_out = fit_prompts(
-            dataset, tokenizer, args.max_length, 1, data_args.max_prompt_length
+            dataset, tokenizer, args.max_length, 1, data_args.max_prompt_length, {}
         )
     train, held_out = split_rows(dataset, data_args.eval_fraction, args.seed)
 

@@ -2,17 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tieback.cli.errors import UsageError
+from tieback.data.conversations import TextOrMessages
+from tieback.reward_model.encoding import encode
 from tieback.reward_model.head import score_last
 
 logger = logging.getLogger(__name__)
-
-Text = str | list[dict[str, Any]]  # plain text, or a conversation (TRL's two forms)
 
 
 class RewardScorer:
@@ -44,7 +42,7 @@ class RewardScorer:
         self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
         self._warned = False
 
-    def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+    def score(self, prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages]) -> list[float]:
         """Score each completion of its prompt; fp32, in the order given.
 
         Args:
@@ -100,25 +98,3 @@ class RewardScorer:
             )
             self._warned = True
         return ids[-self.max_length :]
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text) -> list[int]:
-    """Token ids of prompt and completion as TRL's `RewardTrainer` makes them: plain text ends with EOS.
-
-    Raises:
-        UsageError: the text is a conversation and the tokenizer has no chat template.
-    """
-    if isinstance(prompt, str) and isinstance(completion, str):
-        text, eos = prompt + completion, tokenizer.eos_token
-        return tokenizer(text if eos is None or text.endswith(eos) else text + eos)["input_ids"]
-    if tokenizer.chat_template is None:
-        raise UsageError(
-            f"The texts are conversations, but the reward model's tokenizer ({tokenizer.name_or_path}) has no chat "
-            "template. Set one on it, or use plain prompts."
-        )
-    messages = _messages(prompt, "user") + _messages(completion, "assistant")
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-
-
-def _messages(text: Text, role: str) -> list[dict[str, Any]]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text

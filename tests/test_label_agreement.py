@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tieback.pipeline.labelling.agreement import print_summary, summarize
+from tieback.pipeline.labelling.agreement import judgement_figures, print_summary
 from tieback.pipeline.labelling.items import Item, content_hash
 from tieback.pipeline.labelling.judgements import Judgement
 
@@ -59,7 +59,7 @@ def test_alpha_is_that_of_the_definition():
         for first, second in itertools.permutations(range(3), 2):
             difference = one.ranks[second] - one.ranks[first]
             units.setdefault((one.item_id, first, second), []).append((difference > 0) - (difference < 0))
-    figures = summarize(items, judgements)
+    figures = judgement_figures(items, judgements)
     assert figures["agreement/alpha"] == pytest.approx(nominal_alpha(units.values()), abs=1e-12)
     assert 0.05 < figures["agreement/alpha"] < 0.6
 
@@ -70,19 +70,21 @@ def test_who_agree_have_alpha_one_and_who_guess_none():
     alike = [
         judgement(item, who, ranks) for item in items for ranks in [rng.sample([1, 2, 3], 3)] for who in "ab"
     ]
-    figures = summarize(items, alike)
+    figures = judgement_figures(items, alike)
     assert figures["agreement/alpha"] == 1
     assert figures["agreement/pairwise"] == 1
     rng = random.Random(0)
     guessed = [judgement(item, who, rng.sample([1, 2, 3], 3)) for item in items for who in "ab"]
-    figures = summarize(items, guessed)
+    figures = judgement_figures(items, guessed)
     assert figures["agreement/alpha"] == pytest.approx(0, abs=0.15)  # standard deviation 0.045
     assert figures["agreement/pairwise"] == pytest.approx(0.5, abs=0.06)
 
 
 def test_without_a_shared_item_there_is_no_agreement_to_tell():
     items = [make_item(number) for number in range(4)]
-    figures = summarize(items, [judgement(item, f"annotator {n}", [1, 2, 3]) for n, item in enumerate(items)])
+    figures = judgement_figures(
+        items, [judgement(item, f"annotator {n}", [1, 2, 3]) for n, item in enumerate(items)]
+    )
     assert not any(name.startswith("agreement") for name in figures)
     assert figures["items/by_several"] == 0
 
@@ -97,7 +99,7 @@ def test_bias_of_place_and_of_length():
             order = rng.sample([0, 1], 2)
             best = prefer(order)
             made.append(judgement(item, "ada", [1 if index == best else 2 for index in range(2)], order))
-        return summarize(items, made)
+        return judgement_figures(items, made)
 
     by_place = judged(lambda order: order[0] if rng.random() < 0.8 else order[1])
     assert by_place["bias/first_shown"] == pytest.approx(0.8, abs=0.06)
@@ -116,7 +118,7 @@ def test_counts_times_flags_and_ratings(capsys):
         judgement(items[1], "ada", None, flag="unsafe", seconds=6.0),
         judgement(make_item(99), "ada", [1, 2, 3]),
     ]
-    figures = summarize(items, judgements)
+    figures = judgement_figures(items, judgements)
     expected = {
         "judgements": 3,
         "judgements/of_other_files": 1,
@@ -138,6 +140,6 @@ def test_counts_times_flags_and_ratings(capsys):
 
 
 def test_an_empty_log_says_so():
-    figures = summarize([make_item(0)], [])
+    figures = judgement_figures([make_item(0)], [])
     assert figures["judgements"] == 0
     assert figures["items/left"] == 1

@@ -45,7 +45,7 @@ def item(*responses, prompt="?"):
 
 
 def test_items_come_in_the_order_of_uncertainty(monkeypatch):
-    monkeypatch.setattr(ordering, "load_reward", lambda name, *_: LengthScorer())
+    monkeypatch.setattr(ordering, "load_reward_scorer", lambda name, *_: LengthScorer())
     chat = [{"role": "user", "content": "?"}]
     sure, unsure, between = (
         item("a", "b" * 9, "c" * 18),
@@ -53,6 +53,8 @@ def test_items_come_in_the_order_of_uncertainty(monkeypatch):
         item("a", "bb", "ccc"),
     )
     assert most_uncertain_first([sure, unsure, between], ["any"]) == [unsure, between, sure]
-    monkeypatch.setattr(ordering, "load_reward", lambda name, *_: len)
-    with pytest.raises(UsageError, match="name reward models"):
-        most_uncertain_first([sure], ["builtins:len"])
+
+
+def test_a_function_has_no_uncertainty_and_is_refused():
+    with pytest.raises(UsageError, match="uncertain_to: builtins:len is a function; name reward models"):
+        most_uncertain_first([item("a", "b")], ["builtins:len"])

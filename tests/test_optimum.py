@@ -12,9 +12,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
-from tieback.pipeline.trainer.actor_critic import completion_logprobs
-from tieback.pipeline.trainer.rollout import pack_sequences
 
 WORDS = ["<pad>", "<end>", "q", "a", "b", "c"]
 END, LENGTH, BETA, PENALTY = 1, 3, 0.25, 0.5

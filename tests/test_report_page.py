@@ -7,7 +7,8 @@ import pytest
 
 from tieback.pipeline.report import page as page_module
 from tieback.pipeline.report.curves import curve, line_chart, logged_names, read_log
-from tieback.pipeline.report.examples import escape, examples_html
+from tieback.pipeline.report.examples import examples_html
+from tieback.pipeline.report.html_parts import escape
 from tieback.pipeline.report.page import Report, render
 
 HOSTILE = (

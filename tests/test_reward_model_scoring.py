@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
 from tieback.data.tokenizer import train_tokenizer
+from tieback.reward_model.encoding import encode
 from tieback.reward_model.head import new_reward_model, set_reward_bias
-from tieback.reward_model.scoring import RewardScorer, encode
+from tieback.reward_model.scoring import RewardScorer
 
 TEXTS = [
     "the cat sat on the mat",

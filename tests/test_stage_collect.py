@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from tieback.cli.errors import UsageError
 from tieback.data.helpdesk import annotate, gold_scores, make_split
@@ -115,6 +115,10 @@ def test_other_settings_are_refused_by_name(policy, collected, tmp_path):
         (tmp_path / name).write_bytes((collected / name).read_bytes())
     with pytest.raises(UsageError, match=r"temperature was 1\.0, is 0\.7.*Remove"):
         run(policy, tmp_path, "--temperature", "0.7")
+    with pytest.raises(UsageError, match=r"stop_tokens was None, is \['!'\]"):
+        run(policy, tmp_path, "--stop_tokens", "!")
+    with pytest.raises(UsageError, match=r"chat_template_kwargs was None, is {'brief': True}"):
+        run(policy, tmp_path, "--chat_template_kwargs", '{"brief": true}')
     other = tmp_path / "other"
     tokenizer = train_tokenizer(["a"], 300)
     new_policy(SIZES, tokenizer, seed=1).save_pretrained(other)
@@ -125,12 +129,26 @@ def test_other_settings_are_refused_by_name(policy, collected, tmp_path):
 
 
 def test_truncated_says_that_no_end_was_sampled(policy, tmp_path):
-    run(policy, tmp_path / "short", "--max_new_tokens", "1")
-    run(policy, tmp_path / "long", "--max_new_tokens", "200", "--max_rows", "4")
+    run(policy, tmp_path / "short", "--max_completion_length", "1")
+    run(policy, tmp_path / "long", "--max_completion_length", "200", "--max_rows", "4")
     short, long = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("short", "long"))
     # A token is no end with probability 4/5: of 36, 28.8 ± 2.4 are cut after the first, and after 200 none is.
     assert 0.55 < short["truncated_fraction"] < 1
     assert long["truncated_fraction"] == 0
+
+
+def test_stop_tokens_end_responses(policy, tmp_path, monkeypatch):
+    rollouts, make_rollout = [], collect.make_rollout
+    monkeypatch.setattr(
+        collect, "make_rollout", lambda *args: rollouts.append(make_rollout(*args)) or rollouts[-1]
+    )
+    characters = [chr(code) for code in range(33, 127)]
+    run(policy, tmp_path, "--stop_tokens", *characters)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    stops = {tokenizer.encode(character)[0] for character in characters}
+    sampled = [ids for rollout in rollouts for ids in rollout.completion_ids]
+    assert sum(ids[-1] in stops for ids in sampled) > 5
+    assert not any(set(ids[:-1]) & stops for ids in sampled)
 
 
 def test_every_eos_id_of_the_model_ends_a_response(policy, tmp_path):
@@ -164,8 +182,7 @@ def test_pairs_are_those_of_the_annotators_rankings(tmp_path):
         }
         for number, row in enumerate(questions.select(range(30)))
     ]
-    args = collect.CollectArguments(annotator="simulated", seed=7)
-    metrics = collect.summarize(rows, tmp_path, args)
+    metrics = collect.rank_responses(rows, tmp_path, seed=7)
 
     expected, right, judged = [], 0, 0
     for row in rows:
@@ -182,7 +199,7 @@ def test_pairs_are_those_of_the_annotators_rankings(tmp_path):
         for pair in read(tmp_path / "preferences.jsonl")
     ]
     assert found == expected
-    assert metrics["num_pairs"] == metrics["num_responses"] == 30 * K
+    assert metrics["num_pairs"] == 30 * K == collect.response_figures(rows)["num_responses"]
     assert metrics["agreement/gold"] == pytest.approx(right / judged)
     assert 0.5 < metrics["agreement/gold"] < 1
 
@@ -220,8 +237,8 @@ def test_rankings_of_an_earlier_run_are_not_left_for_the_reward_model(policy, tm
 def test_bad_settings_are_refused_before_sampling(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "respond", lambda *_: pytest.fail("sampling began"))
     with pytest.raises(UsageError, match="leave such prompts out"):
-        run(policy, tmp_path, "--max_new_tokens", "250")
-    with pytest.raises(UsageError, match="must be positive"):
+        run(policy, tmp_path, "--max_completion_length", "250")
+    with pytest.raises(UsageError, match="temperature must be above 0"):
         run(policy, tmp_path, "--temperature", "0")
     with pytest.raises(UsageError, match="num_responses of 2"):
         run(policy, tmp_path, "--num_responses", "1")

@@ -24,8 +24,9 @@ from transformers import (
 from tieback.cli.errors import UsageError
 from tieback.pipeline import evaluate
 from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
-from tieback.pipeline.report.responses import log_ratios, sample_responses
-from tieback.pipeline.trainer.rollout import sampling_config
+from tieback.pipeline.rollout.responses import log_ratios, sample_responses
+from tieback.pipeline.rollout.sampler import make_sampler
+from tieback.pipeline.rollout.settings import RolloutSettings
 
 ROOT = Path(__file__).parents[1]
 WORDS = [f"w{i}" for i in range(12)]
@@ -265,8 +266,10 @@ def test_a_policy_against_itself_draws_independently_and_has_no_kl(run_dir, monk
 def test_batches_draw_independently(run_dir):
     policy = LlamaForCausalLM.from_pretrained(run_dir / "ppo").eval()
     prompts = Dataset.from_dict({"prompt": ["w1 w2"] * 12})
+    settings, tokenizer = RolloutSettings(max_completion_length=6), make_tokenizer()
+    sampler = make_sampler(settings, tokenizer, policy.generation_config, policy.device)
     rollout, _ = sample_responses(
-        policy, prompts, make_tokenizer(), sampling_config(1.0, 6, [0], 0), batch_size=1, seed=0, name="ppo"
+        policy, sampler, prompts, tokenizer, settings, batch_size=1, seed=0, name="ppo"
     )
     assert len({tuple(ids) for ids in rollout.completion_ids}) > 3
 
@@ -293,9 +296,7 @@ def test_the_mean_log_ratio_estimates_the_exact_kl(run_dir):
     tokens_1 = torch.multinomial(first.exp(), 8_000, replacement=True)
     tokens_2 = torch.multinomial(second.exp()[tokens_1], 1)[:, 0]
     responses = [[a] if a == 0 else [a, b] for a, b in zip(tokens_1.tolist(), tokens_2.tolist(), strict=True)]
-    ratios = np.array(
-        log_ratios(policy, reference, [prompt] * 8_000, responses, sampling_config(temperature, 2, [0], 0))
-    )
+    ratios = np.array(log_ratios(policy, reference, [prompt] * 8_000, responses, temperature, pad_id=0))
     assert ratios.mean() == pytest.approx(exact, abs=4 * ratios.std() / math.sqrt(8_000))
     assert exact > 10 * ratios.std() / math.sqrt(8_000)  # so the bound above says something
 

@@ -20,13 +20,13 @@ from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import sft
 from tieback.pipeline.arguments import RECIPES
 from tieback.pipeline.model_loading import (
-    end_of_turn_id,
     ensure_pad_token,
     load_policy,
     load_tokenizer,
     new_policy,
 )
 from tieback.pipeline.progress import FiguresInBar
+from tieback.pipeline.rollout.sampler import end_of_turn_id
 
 SMOKE = str(RECIPES / "smoke" / "sft.yaml")
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from tieback.pipeline.rollout.token_scores import completion_logprobs, completion_values
 from tieback.pipeline.trainer import PPOTrainer, models
-from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs, completion_values
+from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.checkpoints import CheckpointError
 
 HEAD = "value_head.safetensors"

@@ -108,7 +108,7 @@ def test_the_settings_that_are_taken_exist_in_transformers() -> None:
 
 def test_generation_kwargs_may_be_json_and_reach_generate(tmp_path: Path) -> None:
     trainer = toy.ppo_trainer(tmp_path, generation_kwargs=json.dumps({"use_cache": False}))
-    assert trainer.generation_config.use_cache is False
+    assert trainer.sampler.config.use_cache is False
     with pytest.raises(ValueError, match="`top_k` is refused"):
         PPOConfig(output_dir=str(tmp_path), use_cpu=True, generation_kwargs='{"top_k": 5}')
 

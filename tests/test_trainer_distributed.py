@@ -63,11 +63,11 @@ def two(folder: Path) -> list[Results]:
 @pytest.fixture(scope="module")
 def one(folder: Path) -> Results:
     """What one process comes to."""
-    original = ppo_cases.trainer_module.sample
+    original = ppo_cases.TransformersSampler.sample
     try:
         return ppo_cases.run(folder / "one", 1)
     finally:
-        ppo_cases.trainer_module.sample = original
+        ppo_cases.TransformersSampler.sample = original
 
 
 @pytest.mark.parametrize("case", ppo_cases.CASES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from tieback.pipeline.trainer.rollout import own_rows
+from tieback.pipeline.rollout.responses import equal_share
 
 
 def length_reward(prompts: list[Any], **_: Any) -> list[float]:
@@ -28,7 +28,7 @@ def test_metrics_are_means_over_all_evaluation_prompts(tmp_path: Path) -> None:
     metrics = trainer.evaluate()
     assert len(completions) == 13
     expected = sum(length_reward(dataset["prompt"])) / 13
-    truncated = sum(ids[-1] not in trainer.end_ids for ids in completions) / 13
+    truncated = sum(ids[-1] not in trainer.sampler.end_ids for ids in completions) / 13
     assert 0 < truncated < 1
     assert metrics["eval_reward/reward"] == pytest.approx(expected)
     assert metrics["eval_reward/mean"] == pytest.approx(expected)
@@ -48,7 +48,7 @@ def test_the_prefix_and_the_data_set_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("count", [1, 2, 4, 7, 13])
 def test_processes_share_the_prompts_evenly_and_each_counts_once(processes: int, count: int) -> None:
-    shares = [own_rows(count, rank, processes) for rank in range(processes)]
+    shares = [equal_share(count, rank, processes) for rank in range(processes)]
     assert len({len(share) for share in shares}) == 1
     together = [row for share in shares for row in share]
     assert together[:count] == list(range(count))

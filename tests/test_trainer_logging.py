@@ -76,7 +76,7 @@ def test_the_bar_writes_one_line_of_what_matters() -> None:
 def test_the_table_of_completions_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = iter(range(100))
     trainer = toy.ppo_trainer(tmp_path, log_completions=True, num_completions_to_print=2, max_steps=1)
-    trainer.processing_class.batch_decode = lambda ids, **_: [f"answer{next(words)}" for _ in ids]
+    trainer.processing_class.decode = lambda *_, **__: f"answer{next(words)}"
     trainer.train()
     printed = capsys.readouterr().out
     assert printed.count("answer") == 2
@@ -86,7 +86,7 @@ def test_the_table_of_completions_is_printed(tmp_path: Path, capsys: pytest.Capt
 def test_tensorboard_shows_the_latest_completions_and_renders_none_of_them(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>\n# no heading"
     trainer = toy.ppo_trainer(tmp_path, report_to="tensorboard", num_completions_to_print=2, max_steps=2)
-    trainer.processing_class.batch_decode = lambda ids, **_: [hostile for _ in ids]
+    trainer.processing_class.decode = lambda *_, **__: hostile
     trainer.train()
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})

@@ -11,9 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.trainer import PPOTrainer
-from tieback.pipeline.trainer.actor_critic import completion_logprobs
-from tieback.pipeline.trainer.rollout import pack_sequences
 
 PROMPTS = [[3, 40, 41, 1, 4], [3, 50, 1, 4], [3, 60, 61, 62, 1, 4]]
 COMPLETIONS = [[70, 71, 72, 1], [73, 1], [74, 75, 76]]

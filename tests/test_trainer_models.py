@@ -228,7 +228,8 @@ def test_a_tokenizer_with_neither_pad_nor_eos_is_handled_where_a_stop_token_is_n
     model = toy.policy(toy.tokenizer())
     model.generation_config.eos_token_id = None
     trainer = toy.ppo_trainer(tmp_path, tok=tok, model=model, stop_tokens=["a", "b"])
-    assert trainer.end_ids == [tok.encode("a")[0], tok.encode("b")[0]]
+    # The chat template says how a turn ends.
+    assert trainer.sampler.end_ids == [tok.encode(token)[0] for token in ("<|end|>", "a", "b")]
     trainer.train()
 
 

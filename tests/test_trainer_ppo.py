@@ -9,10 +9,11 @@ import torch
 import toy
 from torch import Tensor
 
+from tieback.pipeline.rollout.sampler import TransformersSampler
+from tieback.pipeline.rollout.token_scores import completion_logprobs
 from tieback.pipeline.trainer import PPOTrainer
 from tieback.pipeline.trainer import trainer as trainer_module
-from tieback.pipeline.trainer.actor_critic import completion_logprobs
-from tieback.pipeline.trainer.checks import SelfCheckError
+from tieback.pipeline.trainer.ratio_checks import SelfCheckError
 
 
 def watch_steps(trainer: PPOTrainer) -> list[list[float]]:
@@ -254,7 +255,7 @@ def test_sampling_that_scoring_does_not_know_of_ends_the_run_with_an_error_that_
     tmp_path: Path, setting: str, value: float
 ) -> None:
     trainer = toy.ppo_trainer(tmp_path)
-    setattr(trainer.generation_config, setting, value)
+    setattr(trainer.sampler.config, setting, value)
     with pytest.raises(
         SelfCheckError, match=rf"generate\(\) and scoring disagree.*generation_kwargs sets {setting}={value}"
     ):
@@ -282,7 +283,7 @@ def test_the_check_draws_nothing_from_the_random_numbers_of_training(tmp_path: P
 
 
 def test_micro_batches_change_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "sample", toy.fixed_sample)
+    monkeypatch.setattr(TransformersSampler, "sample", toy.fixed_sample)
     results = {}
     for size in (None, 1, 2, 4):
         trainer = toy.ppo_trainer(
@@ -305,7 +306,7 @@ def test_micro_batches_change_no_result(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_gradient_checkpointing_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "sample", toy.fixed_sample)
+    monkeypatch.setattr(TransformersSampler, "sample", toy.fixed_sample)
     results = []
     for settings in ({}, {"gradient_checkpointing": True}):
         trainer = toy.ppo_trainer(tmp_path, optim="sgd", learning_rate=0.05, **settings)

@@ -15,9 +15,9 @@ import torch
 import toy
 from safetensors.torch import load_file
 
+from tieback.pipeline.scorers import RewardError
 from tieback.pipeline.trainer import PPOTrainer
 from tieback.pipeline.trainer.checkpoints import CheckpointError, complete_checkpoints, resolve_checkpoint
-from tieback.pipeline.trainer.rewards import RewardError
 
 
 def trainer(folder: Path, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-INTERNALS = ROOT / "pipeline" / "trainer" / "trl_internals.py"
+INTERNALS = ROOT / "pipeline" / "trl_internals.py"
 PACKAGES = ("ppo_core", "data", "reward_model", "pipeline", "classic_rl", "benchmarks", "tests")
 
 # How each is called: number of positional arguments, and keywords.
@@ -58,7 +58,7 @@ def test_trl_still_has_it_where_we_look_and_takes_what_we_pass(name: str) -> Non
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        pytest.fail(f"TRL has moved {module}.{name}: mend pipeline/trainer/trl_internals.py.")
+        pytest.fail(f"TRL has moved {module}.{name}: mend pipeline/trl_internals.py.")
     signature = inspect.signature(function)
     count, keywords = CALLS[name]
     try:
@@ -82,5 +82,5 @@ def test_nothing_else_reaches_into_trl() -> None:
     assert len(files) > 50
     offenders = {str(path.relative_to(ROOT)): trl_imports(path) for path in files if trl_imports(path)}
     assert offenders == {}, (
-        "Import these in pipeline/trainer/trl_internals.py, from the top level of trl, or not at all."
+        "Import these in pipeline/trl_internals.py, from the top level of trl, or not at all."
     )

@@ -18,6 +18,8 @@ from transformers import (
 
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import ppo
+from tieback.pipeline.rollout.sampler import Completion, TransformersSampler
+from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 
 WORDS = [
@@ -165,15 +167,29 @@ def iteration_logs(trainer: PPOTrainer) -> list[dict[str, float]]:
 
 
 def fixed_sample(
-    _: Any, prompt_ids: list[list[int]], config: Any, *__: Any
-) -> tuple[list[list[int]], list[bool]]:
-    """In the place of `sample`: each prompt has one completion of one to six tokens, and every other one is cut."""
+    sampler: TransformersSampler,
+    prompt_ids: list[list[int]],
+    seed: int | None = None,
+    with_logprobs: bool = False,
+) -> list[Completion]:
+    """In the place of `TransformersSampler.sample`: each prompt has one completion of one to six tokens, every other one cut.
+
+    Where log-probabilities are asked for, they are those of scoring.
+    """
     sums = [sum(prompt) for prompt in prompt_ids]
     completions = []
     for number in sums:
         middle = [6 * ((number + 7 * place) % 40) + 6 for place in range(number % 6)]
-        completions.append([*middle, 6 if number % 2 else config.eos_token_id[0]])
-    return completions, [number % 2 == 1 for number in sums]
+        completions.append([*middle, 6 if number % 2 else sampler.end_ids[0]])
+    logprobs: list[list[float] | None] = [None] * len(sums)
+    if with_logprobs:
+        packed = pack_sequences(prompt_ids, completions, 0, sampler.device)
+        scored, _ = completion_logprobs(sampler._model.policy, packed, sampler._model.temperature)
+        logprobs = [row[: len(ids)] for row, ids in zip(scored.tolist(), completions, strict=True)]
+    return [
+        Completion(ids, number % 2 == 1, drawn)
+        for ids, number, drawn in zip(completions, sums, logprobs, strict=True)
+    ]
 
 
 REWARDS = """\

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.labelling.judgements import ASPECTS, Judgement
-from tieback.pipeline.report.statistics import bootstrap_interval
+from tieback.pipeline.sample_statistics import bootstrap_interval
 
 
 class _Preference(NamedTuple):
@@ -26,7 +26,7 @@ class _Preference(NamedTuple):
     verdict: int
 
 
-def summarize(items: Sequence[Item], judgements: Sequence[Judgement]) -> dict[str, float]:
+def judgement_figures(items: Sequence[Item], judgements: Sequence[Judgement]) -> dict[str, float]:
     """Figures over the judgements of these items.
 
     Returns:

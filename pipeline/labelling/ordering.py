@@ -6,10 +6,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from tieback.cli.errors import UsageError
 from tieback.pipeline.labelling.items import Item
-from tieback.pipeline.ppo import load_reward
-from tieback.reward_model.scoring import RewardScorer
+from tieback.pipeline.scorers import load_reward_scorer
 
 
 def most_uncertain_first(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
@@ -28,13 +26,8 @@ def most_uncertain_first(items: Sequence[Item], names: Sequence[str]) -> list[It
         for item in items
         for text in item.row["responses"]
     ]
-    scores = []
-    for name in names:
-        scorer = load_reward(name, 64, "uncertain_to")
-        if not isinstance(scorer, RewardScorer):
-            raise UsageError(f"uncertain_to: {name} is a function; name reward models.")
-        scores.append(scorer.score(prompts, completions))
-    by_response = np.array(scores)
+    scorers = (load_reward_scorer(name, 64, "uncertain_to") for name in names)
+    by_response = np.array([scorer.score(prompts, completions) for scorer in scorers])
     ends = np.cumsum([len(item.row["responses"]) for item in items])[:-1]
     uncertainties = [uncertainty(part) for part in np.split(by_response, ends, axis=1)]
     # The sort is stable: items of equal uncertainty stay in the file's order.

@@ -6,8 +6,8 @@ from typing import Any
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.report.curves import MAX_CURVES, curve, line_chart
-from tieback.pipeline.report.examples import escape
 from tieback.pipeline.report.gather import gather
+from tieback.pipeline.report.html_parts import escape
 from tieback.pipeline.report.page import Report, document
 
 _FIGURES = (

@@ -1,25 +1,15 @@
 """Examples side by side: which pairs of an evaluation the page shows, and their HTML."""
 
 import difflib
-import html
 import random
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from tieback.pipeline.report.html_parts import escape, number
+
 # Words compared for marks (the time grows with their square), and how alike two responses must be to be marked.
 _MOST_WORDS, _LEAST_IN_COMMON = 600, 0.4
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def escape(text: Any) -> str:
-    """Return `text` as HTML that shows it and does nothing else.
-
-    Prompts and responses are data: markup in them is shown as it was written, control characters are shown as their
-    Unicode pictures, and halves of surrogate pairs, which UTF-8 cannot hold, as question marks.
-    """
-    visible = _CONTROL.sub(lambda found: chr(0x2400 + min(ord(found.group()), 0x21)), str(text))
-    return html.escape(visible.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
 def examples_html(pairs: Sequence[dict[str, Any]], judge: str, count: int, seed: int) -> str:
@@ -104,16 +94,3 @@ def _changed_html(text: str, other: str) -> str:
         parts.append(escape(space) + (f"<mark>{escape(marked)}</mark>" if marked else ""))
     parts.append(escape("".join(words[_MOST_WORDS:])))
     return f'<div class="text" dir="auto">{"".join(parts)}</div>'
-
-
-def plain_table(values: dict[str, Any]) -> str:
-    """Names and values, two columns."""
-    rows = "".join(
-        f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in values.items()
-    )
-    return f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div>'
-
-
-def number(value: float, decimals: int, signed: bool = False) -> str:
-    """Write `value` with a true minus sign, and a plus sign where `signed`."""
-    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")

@@ -8,7 +8,7 @@ from statistics import fmean
 from tieback.pipeline.labelling.items import content_hash
 from tieback.pipeline.labelling.judgements import JudgementLog
 from tieback.pipeline.report.pairs import SYSTEMS, Pair
-from tieback.pipeline.report.statistics import bootstrap_interval
+from tieback.pipeline.sample_statistics import bootstrap_interval
 
 
 def human_figures(log_path: Path, pairs: Sequence[Pair], resamples: int, seed: int) -> dict[str, float]:

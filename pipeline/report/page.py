@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tieback.pipeline.report.examples import escape, examples_html, number, plain_table
+from tieback.pipeline.report.examples import examples_html
+from tieback.pipeline.report.html_parts import escape, number, plain_table
 from tieback.pipeline.report.training import (
     earlier_stages_html,
     ppo_html,

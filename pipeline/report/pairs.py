@@ -5,7 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from tieback.data.conversations import last_text
-from tieback.pipeline.report.statistics import (
+from tieback.pipeline.rollout.texts import Rollout
+from tieback.pipeline.sample_statistics import (
     bootstrap_interval,
     correlation,
     distinct_n,
@@ -13,7 +14,6 @@ from tieback.pipeline.report.statistics import (
     repeated_n,
     win_outcomes,
 )
-from tieback.pipeline.trainer.rollout import Rollout
 
 SYSTEMS = ("sft", "ppo")
 SCORES = ("gold_score", "reward_score")
@@ -58,7 +58,7 @@ def make_pairs(
     return pairs
 
 
-def summarize(pairs: Sequence[Pair], judge: str, resamples: int, seed: int) -> dict[str, float]:
+def evaluation_figures(pairs: Sequence[Pair], judge: str, resamples: int, seed: int) -> dict[str, float]:
     """Figures of metrics.json, each as docs/glossary.md says.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tieback.pipeline.report.curves import Curve, curve, line_chart, logged_names
-from tieback.pipeline.report.examples import escape, number, plain_table
+from tieback.pipeline.report.html_parts import escape, number, plain_table
 
 History = Sequence[dict[str, Any]]
 

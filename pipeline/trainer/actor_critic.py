@@ -1,84 +1,20 @@
 """The module that PPO trains: a policy and a separate critic, scored on sequences without left padding."""
 
-import inspect
 import os
 from typing import Any, Literal
 
-import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from tieback.pipeline.trainer.trl_internals import selective_log_softmax_and_entropy, use_adapter
+from tieback.pipeline.rollout.token_scores import base_model, completion_logprobs, completion_values
+from tieback.pipeline.trl_internals import use_adapter
 from tieback.ppo_core import Batch
-from tieback.reward_model.head import apply_head
 
 VALUE_MODEL = "value_model"
 
 # Whose learning rate a parameter follows.
 Role = Literal["policy", "critic"]
-
-
-def completion_logprobs(
-    model: nn.Module, inputs: dict[str, Tensor], temperature: float, entropy_requires_grad: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each sampled token, and entropy of the distribution that it was drawn from.
-
-    Sequences stand as prompt, completion, padding. With nothing to the left of the prompt, causal attention needs
-    neither an attention mask nor position ids, so every architecture scores a padded row as it would the bare one.
-
-    Args:
-        model: causal language model.
-        inputs: `input_ids` [b, L], `prompt_lengths` [b], `completion_ids` [b, T] (see `pack_sequences`).
-        temperature: the logits are divided by it, as they were in sampling.
-        entropy_requires_grad: whether gradients flow through the entropy.
-
-    Returns:
-        `logprobs` [b, T] and `entropy` [b, T] in nats, float32. Past a completion's end they mean nothing.
-    """
-    input_ids = inputs["input_ids"]
-    first = int(inputs["prompt_lengths"].min()) - 1
-    kept = input_ids.shape[1] - first
-    arguments = inspect.signature(_base(model).forward).parameters
-    if "logits_to_keep" in arguments:
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
-    else:
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, first:]
-    # The last position predicts nothing that was sampled.
-    logprobs, entropy = selective_log_softmax_and_entropy(
-        logits[:, :-1].float(), input_ids[:, first + 1 :], entropy_requires_grad, temperature
-    )
-    columns = _completion_columns(inputs, inputs["completion_ids"].shape[1]) - first
-    columns = columns.clamp(max=logprobs.shape[1] - 1)
-    return logprobs.gather(1, columns), entropy.gather(1, columns)
-
-
-def completion_values(critic: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Value of the prompt, and of the prompt with each token of the completion after it.
-
-    Args:
-        critic: sequence-classification model with one label; its head is applied at every position.
-        inputs: as for `completion_logprobs`.
-
-    Returns:
-        [b, T + 1] float32: column t is the value of the state in which token t is sampled, so that column 0
-        stands at the prompt's last token; the last column is the state after the last token.
-    """
-    hidden = critic.base_model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-    columns = _completion_columns(inputs, inputs["completion_ids"].shape[1] + 1).clamp(
-        max=hidden.shape[1] - 1
-    )
-    chosen = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    return apply_head(critic, chosen)
-
-
-def _completion_columns(inputs: dict[str, Tensor], count: int) -> Tensor:
-    offsets = torch.arange(count, device=inputs["input_ids"].device)
-    return inputs["prompt_lengths"].unsqueeze(1) - 1 + offsets
-
-
-def _base(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 class ActorCritic(nn.Module):
@@ -116,7 +52,7 @@ class ActorCritic(nn.Module):
         self.config = policy.config
         self.generation_config = policy.generation_config
         layers = [
-            getattr(_base(model), "_no_split_modules", None) or [] for model in self.models_with_layers()
+            getattr(base_model(model), "_no_split_modules", None) or [] for model in self.models_with_layers()
         ]
         self._no_split_modules = sorted({name for names in layers for name in names})
 
@@ -191,7 +127,7 @@ class ActorCritic(nn.Module):
         `generate` fills whatever a config leaves open from the model's own (a repetition penalty, say, which
         scoring would not know of), so the model's own is put aside meanwhile.
         """
-        owners = [self.policy, *([_base(self.policy)] if isinstance(self.policy, PeftModel) else [])]
+        owners = [self.policy, *([base_model(self.policy)] if isinstance(self.policy, PeftModel) else [])]
         own = [owner.generation_config for owner in owners]
         for owner in owners:
             owner.generation_config = GenerationConfig()

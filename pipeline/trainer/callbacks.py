@@ -10,8 +10,8 @@ from transformers.trainer_callback import ProgressCallback
 
 from tieback.data.conversations import TextOrMessages, as_messages, last_text
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.rollout import ScoredRollout
-from tieback.pipeline.trainer.trl_internals import print_prompt_completions_sample
+from tieback.pipeline.trainer.rewards import ScoredRollout
+from tieback.pipeline.trl_internals import print_prompt_completions_sample
 
 # Figures of the progress line, in its order, with the names that fit on it.
 SHOWN = {

@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.rollout.settings import PPO_CONFIG
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 
 STATE_FILE = "ppo_state.json"
@@ -140,7 +141,7 @@ class CheckpointedTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         self.accelerator.unwrap_model(self.model).save(folder, state_dict)
         self.processing_class.save_pretrained(folder)
-        Path(folder, "ppo_config.json").write_text(self.args.to_json_string())
+        Path(folder, PPO_CONFIG).write_text(self.args.to_json_string())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")

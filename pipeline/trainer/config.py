@@ -1,10 +1,11 @@
-"""PPOConfig: Transformers' training arguments, the PPO hyperparameters, and what a language model adds to them."""
+"""PPOConfig: training arguments, PPO hyperparameters, rollout settings, and what PPO on a language model adds."""
 
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from transformers import TrainingArguments
 
+from tieback.pipeline.rollout.settings import RolloutSettings
 from tieback.ppo_core import PPOHyperparameters
 
 # Scoring divides the logits by the temperature and by nothing else: a setting of generation that changes the sampling
@@ -30,7 +31,7 @@ SETTINGS_WITH_A_FIELD = {
 
 
 @dataclass
-class PPOConfig(PPOHyperparameters, TrainingArguments):
+class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
     """Settings of `PPOTrainer`.
 
     One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the
@@ -38,7 +39,7 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
     scheduled once an iteration.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs", "chat_template_kwargs"]  # noqa: RUF012
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs"]  # noqa: RUF012
 
     learning_rate: float = field(
         default=3e-6,
@@ -71,27 +72,11 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
         default=None,
         metadata={"help": "Sequences generated at a time by a process; all of its batch where not set."},
     )
-    max_completion_length: int = field(default=128, metadata={"help": "Most tokens in a completion."})
-    temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "Sampling temperature. Scoring divides the logits by it too, so the policy that learns is the one that is sampled."
-        },
-    )
-    stop_tokens: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Further tokens that end a completion, besides the EOS ids of the tokenizer and of the model's generation config."
-        },
-    )
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
             "help": 'Further arguments of generate(), as JSON, e.g. \'{"cache_implementation": "static"}\'. Those that change the sampling distribution are refused.'
         },
-    )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the chat template, as JSON."}
     )
     kl_coef: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty in the reward."})
     kl_estimator: str = field(
@@ -178,12 +163,6 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
             raise ValueError(
                 "dataloader_drop_last must stay True: every iteration has the same number of prompts."
             )
-        if self.max_completion_length < 1:
-            raise ValueError(f"max_completion_length must be at least 1, got {self.max_completion_length}.")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}: PPO needs samples, greedy decoding has no ratio."
-            )
         if self.kl_estimator not in ("k1", "k2", "k3"):
             raise ValueError(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}.")
         if self.truncation not in ("penalty", "bootstrap"):
@@ -206,13 +185,8 @@ class PPOConfig(PPOHyperparameters, TrainingArguments):
         self._check_batch_sizes()
 
     @property
-    def template_arguments(self) -> dict[str, Any]:
-        """`chat_template_kwargs`, of which TrainingArguments has parsed the JSON."""
-        return cast(dict[str, Any], self.chat_template_kwargs or {})
-
-    @property
     def generation_arguments(self) -> dict[str, Any]:
-        """`generation_kwargs`, likewise."""
+        """`generation_kwargs`, of which TrainingArguments has parsed the JSON."""
         return cast(dict[str, Any], self.generation_kwargs or {})
 
     def _check_generation_kwargs(self) -> None:

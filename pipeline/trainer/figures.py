@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tieback.pipeline.trainer.rollout import ScoredRollout
+from tieback.pipeline.trainer.rewards import ScoredRollout
 
 
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:

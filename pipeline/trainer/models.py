@@ -1,9 +1,7 @@
-"""The models that a run is made of: actor-critic, frozen reference, and reward models as scorers."""
+"""The models that a run is made of: actor-critic and frozen reference."""
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,16 +16,13 @@ from peft import (
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.rewards import RewardFunction
-from tieback.pipeline.trainer.trl_internals import prepare_deepspeed, prepare_fsdp
+from tieback.pipeline.trl_internals import prepare_deepspeed, prepare_fsdp
 from tieback.reward_model.head import init_head, load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
@@ -122,41 +117,6 @@ def place_reference(reference: nn.Module, accelerator: Accelerator) -> nn.Module
     if accelerator.distributed_type == DistributedType.FSDP:
         return prepare_fsdp(reference, accelerator)
     return reference.to(accelerator.device)
-
-
-def make_scorers(reward_funcs: Any, tokenizers: Any, batch_size: int) -> list[RewardFunction | RewardScorer]:
-    """Reward functions as they are, and reward models (given or named) as scorers with tokenizers of their own.
-
-    Raises:
-        UsageError: no reward function, a tokenizer too many or too few, or a model that gives no single score.
-    """
-    functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-    if not functions:
-        raise UsageError("reward_funcs is empty: name at least one reward function or reward model.")
-    given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(functions)
-    if len(given) != len(functions):
-        raise UsageError(
-            f"reward_processing_classes has {len(given)} entries for {len(functions)} reward_funcs."
-        )
-    return [
-        _scorer(function, tokenizer, batch_size) for function, tokenizer in zip(functions, given, strict=True)
-    ]
-
-
-def _scorer(
-    function: Any, tokenizer: PreTrainedTokenizerBase | None, batch_size: int
-) -> RewardFunction | RewardScorer:
-    if isinstance(function, str):
-        function = load_reward_model(function)
-    if not isinstance(function, PreTrainedModel):
-        return function
-    if function.config.num_labels != 1:
-        raise UsageError(
-            f"A reward model has one label, its score; {type(function).__name__} has {function.config.num_labels}."
-        )
-    path = function.config._name_or_path
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
-    return RewardScorer(function, tokenizer, batch_size, name=Path(path).name or "reward_model")
 
 
 def make_critic(

@@ -1,119 +1,30 @@
-"""Scores of completions from reward functions and reward models, and the per-token rewards that PPO maximises."""
+"""Scores per completion to rewards per token, and the running statistics that scores are divided by."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tieback.cli.errors import UsageError
-from tieback.pipeline.trainer.rollout import Rollout
-from tieback.reward_model.scoring import RewardScorer
-
-RewardFunction = Callable[..., list[float | None]]
+from tieback.pipeline.rollout.texts import Rollout
 
 
-class RewardError(UsageError):
-    """A reward function returned something that cannot be learnt from."""
-
-
-def reward_name(function: RewardFunction | RewardScorer) -> str:
-    """Name under which a reward function's mean is logged."""
-    if isinstance(function, RewardScorer):
-        return function.name
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def unique_reward_names(functions: list[RewardFunction | RewardScorer]) -> list[str]:
-    """Each function's name, numbered (`score_2`) where another one, or a statistic of all rewards, has it already."""
-    names: list[str] = []
-    for function in functions:
-        name, number = reward_name(function), 1
-        unique = name
-        while unique in ("mean", "std", "normalized_mean", *names):
-            number += 1
-            unique = f"{name}_{number}"
-        names.append(unique)
-    return names
-
-
-def call_reward_function(function: RewardFunction | RewardScorer, rollout: Rollout) -> list[float]:
-    """One function's rewards for a rollout: B floats, NaN where it returned None (it does not judge that row).
-
-    Raises:
-        RewardError: it raised, returned the wrong number of rewards, or something that is not a finite number.
-    """
-    name = reward_name(function)
-    try:
-        if isinstance(function, RewardScorer):
-            rewards: Any = function.score(rollout.prompts, rollout.completions)
-        else:
-            rewards = function(
-                prompts=rollout.prompts,
-                completions=rollout.completions,
-                completion_ids=rollout.completion_ids,
-                **rollout.columns,
-            )
-    except Exception as error:
-        raise RewardError(
-            f"The reward function `{name}` raised {type(error).__name__}: {error}. It was called with prompts, "
-            f"completions, completion_ids and the columns {sorted(rollout.columns)}."
-        ) from error
-    if isinstance(rewards, Tensor):
-        rewards = rewards.tolist()
-    if not isinstance(rewards, list | tuple):
-        raise RewardError(
-            f"The reward function `{name}` returned {type(rewards).__name__}, not a list of numbers."
-        )
-    if len(rewards) != len(rollout):
-        raise RewardError(
-            f"The reward function `{name}` returned {len(rewards)} rewards for {len(rollout)} completions. "
-            "It must return exactly one for each."
-        )
-    return [_checked(reward, name, row, rollout) for row, reward in enumerate(rewards)]
-
-
-def _checked(reward: Any, name: str, row: int, rollout: Rollout) -> float:
-    if reward is None:
-        return math.nan
-    try:
-        # float() would read the number in a string, which a function returns by mistake.
-        value = math.nan if isinstance(reward, str) else float(reward)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise RewardError(
-            f"The reward function `{name}` returned {reward!r} for row {row} of the batch (prompt "
-            f"{rollout.prompts[row]!r}, completion {rollout.completions[row]!r}). Return a finite number, or None "
-            "where the function does not judge a row."
-        )
-    return value
-
-
-def combine_rewards(per_function: Tensor, weights: list[float], rollout: Rollout) -> Tensor:
-    """Weighted sum of the functions' rewards over those that judged a row.
+@dataclass
+class ScoredRollout:
+    """A rollout with its scores.
 
     Args:
-        per_function: [B, F], NaN where a function does not judge a row.
-        weights: F weights.
-        rollout: named in the error.
-
-    Returns:
-        Scores [B].
-
-    Raises:
-        RewardError: no function judged some row.
+        rollout: B completions.
+        rewards: [B, F], what each reward function returned; NaN where it does not judge the row.
+        raw_scores: [B], the weighted sum of the rewards.
+        scores: [B], what PPO maximises at the last token: the raw score, normalised and clipped where that is set, less
+            the missing-EOS penalty.
     """
-    unjudged = torch.isnan(per_function).all(dim=1)
-    if unjudged.any():
-        row = int(unjudged.nonzero()[0])
-        raise RewardError(
-            f"Every reward function returned None for row {row} of the batch (prompt {rollout.prompts[row]!r}): "
-            "at least one must return a number."
-        )
-    weighted = per_function * torch.tensor(weights, dtype=per_function.dtype, device=per_function.device)
-    return weighted.nansum(dim=1)
+
+    rollout: Rollout
+    rewards: Tensor
+    raw_scores: Tensor
+    scores: Tensor
 
 
 def token_rewards(

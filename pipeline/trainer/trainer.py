@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,40 +22,28 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.interruption import InterruptCallback
-from tieback.pipeline.trainer.actor_critic import ActorCritic, completion_logprobs
-from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_completions
-from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
-from tieback.pipeline.trainer.checks import (
-    check_batch,
-    check_dataset,
-    check_devices,
-    check_ratio,
-    check_sampling,
-)
-from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
-from tieback.pipeline.trainer.models import make_actor_critic, make_scorers, place_reference
-from tieback.pipeline.trainer.optimizer import optimizer_groups
-from tieback.pipeline.trainer.rewards import (
-    RewardFunction,
-    RunningMoments,
-    call_reward_function,
+from tieback.pipeline.rollout.responses import equal_share
+from tieback.pipeline.rollout.sampler import end_token_ids, make_sampler
+from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
+from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
+from tieback.pipeline.scorers import (
+    RewardSource,
+    call_scorer,
     combine_rewards,
-    token_rewards,
+    make_scorers,
     unique_reward_names,
 )
-from tieback.pipeline.trainer.rollout import (
-    Rollout,
-    ScoredRollout,
-    decode_completions,
-    encode_prompts,
-    end_token_ids,
-    own_rows,
-    pack_sequences,
-    sample,
-    sampling_config,
-)
-from tieback.pipeline.trainer.trl_internals import unwrap_model_for_generation
+from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_completions
+from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
+from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
+from tieback.pipeline.trainer.input_checks import check_batch, check_dataset, check_devices
+from tieback.pipeline.trainer.models import make_actor_critic, place_reference
+from tieback.pipeline.trainer.optimizer import optimizer_groups
+from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
+from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
+from tieback.pipeline.trl_internals import unwrap_model_for_generation
 from tieback.ppo_core import (
     AdaptiveKLController,
     Batch,
@@ -99,12 +87,14 @@ class PPOTrainer(CheckpointedTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs: Any,
+        reward_funcs: RewardSource | Sequence[RewardSource],
         args: PPOConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        reward_processing_classes: Any = None,
+        reward_processing_classes: PreTrainedTokenizerBase
+        | Sequence[PreTrainedTokenizerBase | None]
+        | None = None,
         value_model: PreTrainedModel | str | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
@@ -116,26 +106,32 @@ class PPOTrainer(CheckpointedTrainer):
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
-        self.end_ids = end_token_ids(tokenizer, model.generation_config, args.stop_tokens)
         if tokenizer.pad_token_id is None:
             # Harmless: every mask is made from lengths, so a pad that is also EOS hides no end.
-            tokenizer.pad_token_id = self.end_ids[0]
+            end_ids = end_token_ids(tokenizer, model.generation_config, args.stop_tokens)
+            tokenizer.pad_token_id = end_ids[0]
+        self.sampler = make_sampler(
+            args,
+            tokenizer,
+            model.generation_config,
+            args.device,
+            args.generation_batch_size,
+            args.generation_arguments,
+        )
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
                 check_dataset(name, dataset, tokenizer, model.config, args)
 
-        self.reward_functions: list[RewardFunction | RewardScorer] = make_scorers(
-            reward_funcs, reward_processing_classes, args.per_device_eval_batch_size
-        )
-        self.reward_names = unique_reward_names(self.reward_functions)
-        self.reward_weights = args.reward_weights or [1.0] * len(self.reward_functions)
-        if len(self.reward_weights) != len(self.reward_functions):
+        self.scorers = make_scorers(reward_funcs, reward_processing_classes, args.per_device_eval_batch_size)
+        self.reward_names = unique_reward_names(self.scorers)
+        self.reward_weights = args.reward_weights or [1.0] * len(self.scorers)
+        if len(self.reward_weights) != len(self.scorers):
             raise UsageError(
-                f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_functions)} reward functions."
+                f"reward_weights has {len(self.reward_weights)} entries for {len(self.scorers)} reward functions."
             )
 
-        scorers = [function for function in self.reward_functions if isinstance(function, RewardScorer)]
-        trained, reference = make_actor_critic(model, value_model, scorers, peft_config, args)
+        reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
+        trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
         self.interrupt = InterruptCallback()
         super().__init__(
             model=trained,
@@ -159,15 +155,8 @@ class PPOTrainer(CheckpointedTrainer):
         self.remove_callback(PrinterCallback)
 
         self.reference = place_reference(reference, self.accelerator) if reference is not None else None
-        for scorer in scorers:
+        for scorer in reward_models:
             scorer.model.to(self.accelerator.device)
-        self.generation_config = sampling_config(
-            args.temperature,
-            args.max_completion_length,
-            self.end_ids,
-            tokenizer.pad_token_id,
-            args.generation_arguments,
-        )
         self.kl_controller = (
             FixedKLController(args.kl_coef)
             if args.kl_target is None
@@ -244,16 +233,9 @@ class PPOTrainer(CheckpointedTrainer):
         prompts = [row["prompt"] for row in rows]
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
         with self._generation_model() as actor_critic:
-            completion_ids, truncated = sample(
-                actor_critic,
-                prompt_ids,
-                self.generation_config,
-                self.args.generation_batch_size or len(rows),
-                self.accelerator.device,
-            )
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        completions = decode_completions(prompts, completion_ids, self.processing_class)
-        return Rollout(prompts, columns, prompt_ids, completion_ids, truncated, completions)
+            self.sampler.sync(actor_critic)
+            completions = self.sampler.sample(prompt_ids)
+        return make_rollout(rows, prompt_ids, completions, self.processing_class)
 
     def score(self, rollout: Rollout, training: bool = True) -> ScoredRollout:
         """Judge each completion: the weighted rewards, normalised and clipped where set, less the missing-EOS penalty.
@@ -263,9 +245,7 @@ class PPOTrainer(CheckpointedTrainer):
             training: whether the running reward statistics take these scores in.
         """
         device = self.accelerator.device
-        rewards = torch.tensor(
-            [call_reward_function(function, rollout) for function in self.reward_functions], device=device
-        ).T
+        rewards = torch.tensor([call_scorer(scorer, rollout) for scorer in self.scorers], device=device).T
         raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
         scores = raw_scores
         if self.args.normalize_rewards:
@@ -343,7 +323,8 @@ class PPOTrainer(CheckpointedTrainer):
         prompts = [row["prompt"] for row in rows[:4]]
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
         with self._generation_model() as actor_critic:
-            check_sampling(actor_critic, prompt_ids, self.generation_config, self.accelerator)
+            self.sampler.sync(actor_critic)
+            check_sampling(actor_critic, self.sampler, prompt_ids, self.accelerator)
 
     # Evaluation and logging.
 
@@ -359,7 +340,7 @@ class PPOTrainer(CheckpointedTrainer):
         size = self.args.per_device_eval_batch_size
         parts: list[dict[str, Tensor]] = []
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        own = own_rows(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
+        own = equal_share(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed + self.accelerator.process_index)
             for start in range(0, len(own), size):
@@ -370,7 +351,7 @@ class PPOTrainer(CheckpointedTrainer):
                 logprobs, _, ref_logprobs = self._score_tokens(inputs)
                 kl = sequence_kl(logprobs, ref_logprobs, mask)
                 parts.append(rollout_figures(scored, kl, self.reward_names))
-        # The rows that `own_rows` repeats stand at the end.
+        # The rows that `equal_share` repeats stand at the end.
         own_figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         figures = {
             name: column[: len(dataset)].cpu()

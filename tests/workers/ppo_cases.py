@@ -16,8 +16,8 @@ from peft import LoraConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
 
+from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
-from tieback.pipeline.trainer import trainer as trainer_module
 from tieback.pipeline.trainer.checkpoints import complete_checkpoints
 
 CASES: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:
     """A trainer of global batches of eight, two minibatches each, and micro-batches that do not fall evenly."""
-    trainer_module.sample = toy.fixed_sample
+    TransformersSampler.sample = toy.fixed_sample
     tok = toy.tokenizer()
     reward_model = toy.reward_model(tok)
     defaults = {
@@ -95,7 +95,7 @@ def run(folder: Path, processes: int) -> dict[str, Any]:
 
 def run_stage(folder: Path, processes: int) -> None:
     """pipeline/ppo.py, on the models and the recipe that stand beside `folder`, into `folder/ppo`."""
-    trainer_module.sample = toy.fixed_sample
+    TransformersSampler.sample = toy.fixed_sample
     batch = [
         "--per_device_train_batch_size",
         str(8 // processes),

@@ -4,8 +4,8 @@ import pytest
 from datasets import Dataset
 
 from tieback.data.errors import DataError
-from tieback.data.pairs import encode_pairs
 from tieback.data.tokenizer import train_tokenizer
+from tieback.reward_model.encoding import encode_pairs
 
 
 @pytest.fixture(scope="module")

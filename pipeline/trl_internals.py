@@ -1,4 +1,4 @@
-"""Everything of TRL that is not its public API and that the trainer uses, in one place.
+"""Everything of TRL that is not its public API and that we use, in one place.
 
 `tests/test_trl_internals.py` imports this file and names whatever a new TRL has moved.
 """

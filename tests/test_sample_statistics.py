@@ -4,7 +4,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from tieback.pipeline.report.statistics import (
+from tieback.pipeline.sample_statistics import (
     best_of_n,
     best_of_n_kl,
     bootstrap_interval,

@@ -1,0 +1,89 @@
+"""How prompts become tokens and completions are sampled: settings that ppo, collect and evaluate share."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+# Where `PPOTrainer` writes its settings, beside the policy.
+PPO_CONFIG = "ppo_config.json"
+
+
+@dataclass
+class RolloutSettings:
+    """Settings of prompts and sampling; inherited by `PPOConfig` and by the arguments of collect and evaluate."""
+
+    temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Sampling temperature. Scoring divides the logits by it too, so the policy whose log-probabilities are used is the one that is sampled."
+        },
+    )
+    max_completion_length: int = field(
+        default=128, metadata={"help": "Most tokens in a completion; one cut there is marked as truncated."}
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens in a prompt: the stages leave longer ones out and count them. Where not set, a prompt that leaves no room for its completion is an error."
+        },
+    )
+    stop_tokens: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further tokens that end a completion, besides the EOS ids of tokenizer and model and the chat template's end of turn."
+        },
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of the chat template, as JSON, e.g. '{\"enable_thinking\": false}'."},
+    )
+
+    def __post_init__(self) -> None:
+        """Read JSON, check ranges, and hand on to the next class that is inherited from.
+
+        Raises:
+            ValueError: a setting is out of range.
+        """
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"chat_template_kwargs is not valid JSON: {error}.") from error
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(
+                f"chat_template_kwargs must be a mapping of names to values, got {self.chat_template_kwargs!r}."
+            )
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}: PPO needs samples, greedy decoding has no ratio "
+                "and no KL."
+            )
+        for name in ("max_completion_length", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """`chat_template_kwargs` as a dictionary."""
+        return cast(dict[str, Any], self.chat_template_kwargs or {})
+
+
+def settings_of_policy(folder: str | Path) -> dict[str, Any]:
+    """Rollout settings that the PPO policy in a folder was trained with; none where PPO left none there.
+
+    Args:
+        folder: a folder that `PPOTrainer` has written a policy into; a hub name has no settings.
+
+    Returns:
+        Those of `RolloutSettings`, by name.
+    """
+    path = Path(folder) / PPO_CONFIG
+    if not path.is_file():
+        return {}
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return {item.name: saved[item.name] for item in fields(RolloutSettings) if item.name in saved}

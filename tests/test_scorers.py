@@ -1,0 +1,144 @@
+"""Scorers: how several are mixed, what a reward function may return, and faults that are named."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy
+
+from tieback.pipeline.rollout.texts import Rollout
+from tieback.pipeline.scorers import RewardError, combine_rewards
+
+
+def rollout() -> Rollout:
+    return Rollout(
+        prompts=[f"prompt {row}" for row in range(4)],
+        columns={"target": ["cat"] * 4},
+        prompt_ids=[[5]] * 4,
+        completion_ids=[[6]] * 4,
+        truncated=[False] * 4,
+        completions=[f"completion {row}" for row in range(4)],
+    )
+
+
+# Several functions, weights, and rows that are not judged.
+
+
+def test_scores_are_the_weighted_sum_over_the_functions_that_judged() -> None:
+    nan = math.nan
+    rewards = torch.tensor([[1.0, 2.0], [nan, 2.0], [1.0, nan], [0.0, -4.0]])
+    scores = combine_rewards(rewards, [0.5, 10.0], rollout())
+    assert scores.tolist() == [20.5, 20.0, 0.5, -40.0]
+
+
+def test_functions_models_and_weights_go_together_in_the_trainer(tmp_path: Path) -> None:
+    def target_reward(target: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [None if word == "cat" else float(len(word)) for word in target]
+
+    trainer = toy.ppo_trainer(
+        tmp_path, [toy.id_reward, target_reward], reward_weights=[2.0, 0.5], missing_eos_penalty=0
+    )
+    trainer.train()
+    scored = trainer._last_rollout
+    first = torch.tensor(toy.id_reward(scored.rollout.completion_ids))
+    words = scored.rollout.columns["target"]
+    assert "cat" in words
+    second = torch.tensor([0.0 if word == "cat" else float(len(word)) for word in words])
+    torch.testing.assert_close(scored.scores, 2.0 * first + 0.5 * second)
+    torch.testing.assert_close(scored.raw_scores, scored.scores)
+    log = trainer.state.log_history[-2]
+    judged = [len(word) for word in words if word != "cat"]
+    assert log["reward/target_reward"] == pytest.approx(sum(judged) / len(judged))
+    assert log["reward/id_reward"] == pytest.approx(first.mean().item())
+    assert log["reward/mean"] == pytest.approx(scored.scores.mean().item())
+    assert log["reward/std"] == pytest.approx(scored.scores.std(correction=0).item(), rel=1e-5)
+
+
+def test_what_is_shown_is_the_raw_score_and_what_is_learnt_from_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """A score that is normalised may exceed the greatest raw one: neither is shown as the other."""
+
+    def one_for_even(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids) % 2 == 0) for ids in completion_ids]
+
+    trainer = toy.ppo_trainer(
+        tmp_path, one_for_even, normalize_rewards=True, missing_eos_penalty=0.25, max_steps=3
+    )
+    trainer.train()
+    scored = trainer._last_rollout
+    raw = torch.tensor(one_for_even(scored.rollout.completion_ids))
+    truncated = torch.tensor(scored.rollout.truncated).float()
+    assert torch.equal(scored.raw_scores, raw)
+    deviation = trainer.reward_moments.std
+    assert deviation < 1
+    torch.testing.assert_close(scored.scores, raw / deviation - 0.25 * truncated)
+    log = trainer.state.log_history[-2]
+    assert log["reward/mean"] == pytest.approx(raw.mean().item())
+    assert log["reward/std"] == pytest.approx(raw.std(correction=0).item(), rel=1e-5)
+    assert log["reward/normalized_mean"] == pytest.approx(scored.scores.mean().item())
+    assert abs(log["reward/normalized_mean"] - log["reward/mean"]) > 0.1
+
+
+def test_weights_must_be_as_many_as_the_functions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reward_weights has 1 entries for 2 reward functions"):
+        toy.ppo_trainer(tmp_path, [toy.id_reward, toy.id_reward], reward_weights=[1.0])
+
+
+def test_no_reward_function_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reward_funcs is empty: name at least one"):
+        toy.ppo_trainer(tmp_path, [])
+
+
+# Reward functions that fail, each before a step is taken.
+
+FAULTS = {
+    "too few": (
+        lambda n: [0.0] * (n - 1),
+        r"`faulty` returned 7 rewards for 8 completions.*exactly one for each",
+    ),
+    "too many": (lambda n: [0.0] * (n + 1), r"`faulty` returned 9 rewards for 8 completions"),
+    "NaN": (
+        lambda n: [0.0] * (n - 1) + [math.nan],
+        r"`faulty` returned nan for row 7 .*Return a finite number, or None",
+    ),
+    "infinity": (lambda n: [math.inf] + [0.0] * (n - 1), r"`faulty` returned inf for row 0 "),
+    "a string": (
+        lambda n: ["good"] * n,
+        r"`faulty` returned 'good' for row 0 of the batch \(prompt .*completion .*",
+    ),
+    "a number as a string": (lambda n: ["1.0"] * n, r"`faulty` returned '1.0' for row 0 "),
+    "a list": (lambda n: [[1.0]] * n, r"`faulty` returned \[1.0\] for row 0 "),
+    "no list": (lambda n: 1.0, r"`faulty` returned float, not a list of numbers"),
+    "nothing": (lambda n: None, r"`faulty` returned NoneType, not a list of numbers"),
+    "None for all": (
+        lambda n: [0.0] * (n - 1) + [None],
+        r"Every reward function returned None for row 7 of the batch \(prompt ",
+    ),
+    "an exception": (
+        lambda n: 1 / 0,
+        r"`faulty` raised ZeroDivisionError: division by zero.*columns \['target'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_reward_function_that_fails_is_named_and_no_step_is_taken(tmp_path: Path, fault: str) -> None:
+    returned, message = FAULTS[fault]
+
+    def faulty(completions: list[Any], **_: Any) -> Any:
+        return returned(len(completions))
+
+    trainer = toy.ppo_trainer(tmp_path, faulty)
+    before = toy.weights(trainer.model)
+    with pytest.raises(RewardError, match=f"(?s){message}"):
+        trainer.train()
+    torch.testing.assert_close(toy.weights(trainer.model), before, rtol=0, atol=0)
+
+
+def test_a_reward_function_may_return_a_tensor_integers_or_truth_values(tmp_path: Path) -> None:
+    for returned in (torch.tensor([1.0] * 8), [1] * 8, (True,) * 8, [np.float32(1.0)] * 8):
+        trainer = toy.ppo_trainer(tmp_path, lambda returned=returned, **_: returned, missing_eos_penalty=0)
+        scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+        assert scored.scores.tolist() == [1.0] * 8
