@@ -12,7 +12,7 @@ from tieback.data.rankings import ranking_to_pairs
 from tieback import PPOTrainer
 
 ranking_to_pairs("not a row")
-PPOTrainer(model=3, reward_funcs=[])
+PPOTrainer("a model", reward_funcs=[], args=3)
 """
 
 
@@ -26,7 +26,7 @@ def test_a_wrong_argument_type_for_a_function_of_another_package_is_reported(tmp
     errors = [line.split("error: ")[1] for line in done.stdout.splitlines() if "error: " in line]
     assert len(errors) == 2, done.stdout
     assert errors[0].startswith('Argument 1 to "ranking_to_pairs" has incompatible type "str"')
-    assert errors[1].startswith('Argument "model" to "PPOTrainer" has incompatible type "int"')
+    assert errors[1].startswith('Argument "args" to "PPOTrainer" has incompatible type "int"')
 
 
 def test_an_import_against_the_one_way_breaks_a_contract(tmp_path: Path) -> None:
