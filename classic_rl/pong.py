@@ -21,16 +21,11 @@ import torch
 
 from tieback.classic_rl.checkpoints import list_checkpoints
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.output import tracking_accelerator
 from tieback.classic_rl.plots import draw_learning_curve
-from tieback.classic_rl.pong_report import (
-    PongPolicy,
-    greedy_returns,
-    load_policy,
-    write_pictures,
-    write_training_video,
-)
+from tieback.classic_rl.pong_pictures import write_pictures, write_training_video
+from tieback.classic_rl.pong_policy import PongPolicy, greedy_returns, load_policy
 from tieback.classic_rl.pong_training import PongPPOArguments, train
+from tieback.classic_rl.tracking import tracking_accelerator
 from tieback.cli.arguments import parse_flags
 from tieback.cli.devices import choose_device
 from tieback.cli.errors import UsageError, run
@@ -194,8 +189,8 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
     )
 
     def film(steps: int, network: NatureActorCritic) -> None:
-        every, per_iteration = arguments.video_every, settings.num_envs * settings.num_steps
-        if every and steps // every > (steps - per_iteration) // every:
+        every = arguments.video_every
+        if every and steps // every > (steps - settings.steps_per_iteration) // every:
             (folder / "videos").mkdir(exist_ok=True)
             write_training_video(network, folder / "videos" / f"{steps:012d}.mp4", _EVALUATION_SEED, device)
 
