@@ -37,7 +37,7 @@ _EVALUATION_SEED = 2_000_000
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults of PongPPOArguments.
     "fast": {},
-    # What tutorials have made of Schulman et al. 2017, table 5.
+    # Those of most tutorials, after Schulman et al. 2017, table 5.
     "tutorial": {
         "total_steps": 10_000_000,
         "num_envs": 8,
@@ -134,7 +134,7 @@ def parse(argv: list[str]) -> tuple[PongArguments, PongPPOArguments]:
     return arguments, settings
 
 
-# What may differ from one sitting to the next: it does not touch what is learnt.
+# Settings that a resume may change, because they do not affect what is learnt.
 _FREE = {"output_dir", "resume", "evaluate", "eval_episodes", "save_every", "video_every", "report_to"}
 
 
