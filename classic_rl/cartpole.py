@@ -25,17 +25,17 @@ from gymnasium.vector import VectorEnv
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from tieback import ppo_core
-from tieback.classic_rl import dqn
+from tieback.classic_rl import dqn, ppo
 from tieback.classic_rl.evaluation import Act, episode_returns, film_episode, write_video
-from tieback.classic_rl.networks import MlpActorCritic, q_network
-from tieback.classic_rl.output import require_positive, save_weights, tracking_accelerator
+from tieback.classic_rl.networks import ActorCritic, MlpActorCritic, q_network
 from tieback.classic_rl.plots import draw_policy_map
 from tieback.classic_rl.rollout import Collector
+from tieback.classic_rl.settings import PPOArguments, new_default, require_positive
+from tieback.classic_rl.tracking import tracking_accelerator
+from tieback.classic_rl.weights import save_weights
 from tieback.cli.arguments import parse_flags
 from tieback.cli.errors import run
 from tieback.cli.results import print_metrics, write_json, write_metrics
-from tieback.ppo_core import PPOHyperparameters
 
 ENVIRONMENT_ID = "CartPole-v1"
 MAX_RETURN = 500.0
@@ -69,30 +69,19 @@ class CartPoleArguments:
 
 
 @dataclass
-class CartPolePPOArguments(PPOHyperparameters):
+class CartPolePPOArguments(PPOArguments):
     """Settings of PPO on CartPole."""
 
-    total_steps: int = field(
-        default=300_000, metadata={"help": "Steps of the environments together, at most."}
-    )
-    num_envs: int = field(default=16, metadata={"help": "Environments that are stepped together."})
-    num_steps: int = field(default=64, metadata={"help": "Steps of each environment in a rollout."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Of Adam; it falls to 0 linearly."})
+    total_steps: int = new_default(PPOArguments, "total_steps", 300_000)
+    learning_rate: float = new_default(PPOArguments, "learning_rate", 2e-3)
+    gae_lambda: float = new_default(PPOArguments, "gae_lambda", 0.9)
+    num_ppo_epochs: int = new_default(PPOArguments, "num_ppo_epochs", 8)
+    num_minibatches: int = new_default(PPOArguments, "num_minibatches", 4)
     eval_every: int = field(default=8_192, metadata={"help": "Steps between evaluations."})
-    vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
-    ent_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
-    gamma: float = field(default=0.99, metadata={"help": "Discount."})
-    gae_lambda: float = field(default=0.9, metadata={"help": "Lambda of generalised advantage estimation."})
-    num_ppo_epochs: int = field(default=8, metadata={"help": "Passes over each rollout."})
-    num_minibatches: int = field(default=4, metadata={"help": "Parts of a rollout; one optimiser step each."})
-    max_grad_norm: float = field(default=0.5, metadata={"help": "Bound on the norm of the gradient."})
-    value_clip_range: float | None = field(
-        default=None, metadata={"help": "Range of the values around those of the rollout; none by default."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "total_steps", "num_envs", "num_steps", "eval_every")
+        require_positive(self, "eval_every")
 
 
 def make_env(num_envs: int) -> VectorEnv:
@@ -113,43 +102,48 @@ def greedy(network: nn.Module) -> Act:
 
 
 def train_dqn(
-    network: nn.Module, settings: dqn.DQNArguments, seed: int
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train by Double DQN in place; yields steps and figures between evaluations."""
+    network: nn.Module, settings: dqn.DQNArguments, seed: int, accelerator: Accelerator
+) -> Iterator[int]:
+    """Train by Double DQN in place; yields the steps so far whenever an evaluation is due."""
+    started = time.perf_counter()
     for progress in dqn.train(network, make_env(settings.num_envs), settings, seed):
-        yield progress.env_steps, {"train/epsilon": progress.epsilon, "value/loss": progress.loss}
+        figures = {
+            "train/epsilon": progress.epsilon,
+            "value/loss": progress.loss,
+            "train/steps_per_second": progress.env_steps / (time.perf_counter() - started),
+        }
+        accelerator.log(figures, progress.env_steps)
+        yield progress.env_steps
 
 
 def train_ppo(
-    network: MlpActorCritic, settings: CartPolePPOArguments, seed: int, accelerator: Accelerator
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train by PPO in place; yields steps and figures between evaluations."""
+    network: ActorCritic, settings: CartPolePPOArguments, seed: int, accelerator: Accelerator
+) -> Iterator[int]:
+    """Train by PPO in place; yields the steps so far whenever an evaluation is due."""
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, eps=1e-5)
     collector = Collector(make_env(settings.num_envs), seed, accelerator.device)
-    per_iteration = settings.num_envs * settings.num_steps
-    num_iterations = -(-settings.total_steps // per_iteration)
-    next_report = settings.eval_every
-    for iteration in range(num_iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1 - iteration / num_iterations)
-        batch = collector.collect(network, settings.num_steps, settings.gamma, settings.gae_lambda)
-        stats = ppo_core.update(
-            network, optimizer, batch.flatten_time(), settings, accelerator, micro_batch_size=per_iteration
-        )
-        steps = (iteration + 1) * per_iteration
-        if steps >= next_report or iteration == num_iterations - 1:
-            next_report += settings.eval_every
-            yield steps, stats.metrics()
+    next_evaluation = settings.eval_every
+    for iteration in ppo.train(network, optimizer, collector, settings, accelerator):
+        if iteration.steps >= next_evaluation or iteration.last:
+            next_evaluation += settings.eval_every
+            yield iteration.steps
 
 
 def train_to_the_best(
     network: nn.Module,
-    reports: Iterator[tuple[int, dict[str, float]]],
+    evaluations: Iterator[int],
     total_steps: int,
     folder: Path,
     accelerator: Accelerator,
 ) -> tuple[dict[str, Tensor], int]:
-    """Follow a training, evaluate at each report, and keep the best policy, on disk too.
+    """Follow a training, evaluate when it is due, and keep the best policy, on disk too.
+
+    Args:
+        network: that is trained.
+        evaluations: trains it on; yields the steps so far when an evaluation is due.
+        total_steps: of the training.
+        folder: to write into.
+        accelerator: what logs.
 
     Returns:
         The best policy's weights, and the steps that were trained.
@@ -166,12 +160,10 @@ def train_to_the_best(
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("", total=total_steps)
         started = time.perf_counter()
-        for steps, figures in reports:
+        for steps in evaluations:
             mean_return = float(episode_returns(env, greedy(network), _SELECTION_SEED).mean())
             rate = steps / (time.perf_counter() - started)
-            accelerator.log(
-                {**figures, "eval/mean_return": mean_return, "train/steps_per_second": rate}, steps
-            )
+            accelerator.log({"eval/mean_return": mean_return}, steps)
             if mean_return > best_return:
                 best_return, best = mean_return, copy.deepcopy(network.state_dict())
                 save_weights(folder / "policy.safetensors", best)
@@ -206,11 +198,11 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
     network: nn.Module
     if isinstance(settings, dqn.DQNArguments):
         network = q_network(MAGNITUDES, NUM_ACTIONS)
-        reports = train_dqn(network, settings, arguments.seed)
+        evaluations = train_dqn(network, settings, arguments.seed, accelerator)
     else:
         network = actor_critic = MlpActorCritic(len(MAGNITUDES), NUM_ACTIONS)
-        reports = train_ppo(actor_critic, settings, arguments.seed, accelerator)
-    best, steps = train_to_the_best(network, reports, settings.total_steps, folder, accelerator)
+        evaluations = train_ppo(actor_critic, settings, arguments.seed, accelerator)
+    best, steps = train_to_the_best(network, evaluations, settings.total_steps, folder, accelerator)
     seconds = time.perf_counter() - started
 
     network.load_state_dict(best)

@@ -1,4 +1,4 @@
-"""Checkpoints of a PPO training, from which it goes on as if it had never stopped.
+"""Checkpoints of a PPO training, from which it is resumed as if it had never stopped.
 
 A checkpoint is a folder `checkpoints/<environment steps>` with safetensors and one JSON file. It is written beside its
 place and renamed into it at the end, so that a folder with that name is whole, whenever the program was killed.
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tieback.classic_rl.output import load_weights, save_weights
 from tieback.classic_rl.rollout import Collector
+from tieback.classic_rl.weights import load_weights, save_weights
 from tieback.cli.errors import UsageError
 from tieback.cli.results import write_json
 
@@ -35,7 +35,7 @@ def save_checkpoint(
         folder: of the run.
         steps: environment steps so far.
         policy, optimizer, collector: what to keep, with the state of PyTorch's random numbers.
-        progress: whatever else the training goes by, as JSON.
+        progress: what the task keeps besides, as JSON.
     """
     place = folder / "checkpoints" / f"{steps:012d}"
     draft = place.with_name(place.name + ".tmp")

@@ -18,8 +18,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from tieback.classic_rl.output import require_positive
 from tieback.classic_rl.replay import ReplayBuffer, Transitions
+from tieback.classic_rl.settings import require_positive
 from tieback.cli.errors import UsageError
 
 

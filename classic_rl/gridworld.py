@@ -90,8 +90,8 @@ def q_learning(
 ) -> np.ndarray:
     """Learn the table of an environment with discrete observations and actions.
 
-    Actions are epsilon-greedy, ties broken at random. A truncated episode is not taken for an ended one: only a
-    terminated episode has nothing after it.
+    Actions are epsilon-greedy, ties broken at random. A truncated episode is not taken for a finished one: only after
+    a terminated one nothing follows.
 
     Args:
         env: the environment.

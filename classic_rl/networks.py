@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from gymnasium import Space
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from tieback import ppo_core
+from tieback.classic_rl.distributions import Categorical, Distribution, diagonal_gaussian
 from tieback.ppo_core import Batch
 
-# Of a pixel, in grey levels squared; and how far from its mean it may stand, in standard deviations.
+# The least variance of a pixel, in grey levels squared, and its largest deviation from its mean, in standard deviations.
 _LEAST_VARIANCE, _MOST_DEVIATIONS = 1.0, 5.0
 
 
@@ -56,38 +58,47 @@ def q_network(
 
 
 class ActorCritic(nn.Module):
-    """Base of policies over discrete actions that see one step at a time.
+    """Base of policies that see one step at a time.
 
-    A subclass's `forward(observations)` returns logits `[N, actions]` and values `[N]`. A `Batch` for `evaluate` has
-    one step a row (`Batch.flatten_time`) with the inputs `observations` and `actions`.
+    A subclass's `forward(observations)` returns the parameters of the distributions over actions, `[N, ...]`, and the
+    values `[N]`. They are logits of discrete actions, unless a subclass overrides `distribution`. A `Batch` for
+    `evaluate` has one step a row (`Batch.flatten_time`) with the inputs `observations` and `actions`.
     """
+
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """The distributions over actions that the first output of `forward` stands for."""
+        return Categorical(parameters)
 
     def act(self, observations: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Choose actions: sampled, or the likeliest.
 
         Returns:
-            Actions int64 `[N]`, their log-probabilities `[N]` and the values `[N]` of the observations.
+            Actions (int64 `[N]`, or float32 `[N, D]` of a Gaussian), their log-probabilities `[N]` and the values `[N]`
+            of the observations.
         """
-        logits, values = self(observations)
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        if deterministic:
-            actions = logprobs.argmax(dim=-1)
-        else:
-            actions = torch.multinomial(logprobs.exp(), 1).squeeze(1)
-        return actions, logprobs.gather(1, actions.unsqueeze(1)).squeeze(1), values.float()
+        parameters, values = self(observations)
+        distribution = self.distribution(parameters)
+        actions = distribution.mode if deterministic else distribution.sample()
+        return actions, distribution.log_prob(actions), values.float()
 
     def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the actions taken, values and entropies, each `[b, 1]`."""
-        logits, values = self(minibatch.inputs["observations"])
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        chosen = logprobs.gather(1, minibatch.inputs["actions"].unsqueeze(1))
-        return chosen, values.float().unsqueeze(1), ppo_core.entropy(logits.float()).unsqueeze(1)
+        parameters, values = self(minibatch.inputs["observations"])
+        distribution = self.distribution(parameters)
+        logprobs = distribution.log_prob(minibatch.inputs["actions"])
+        return logprobs.unsqueeze(1), values.float().unsqueeze(1), distribution.entropy().unsqueeze(1)
 
 
 class MlpActorCritic(ActorCritic):
-    """Actor and critic apart, two tanh layers each: for observations of a few numbers."""
+    """Actor and critic apart, two tanh layers each: for observations of a few numbers, and discrete actions.
 
-    def __init__(self, num_features: int, num_actions: int, width: int = 64) -> None:
+    Args:
+        num_features: size of an observation.
+        num_outputs: of the actor: one logit an action.
+        width: of the layers.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int, width: int = 64) -> None:
         super().__init__()
 
         def tower(outputs: int, gain: float) -> nn.Sequential:
@@ -99,20 +110,56 @@ class MlpActorCritic(ActorCritic):
                 orthogonal(nn.Linear(width, outputs), gain),
             )
 
-        # Small last weights: the first policy is near uniform.
-        self.actor, self.critic = tower(num_actions, 0.01), tower(1, 1.0)
+        # Small last weights: the first policy is nearly the same in every state.
+        self.actor, self.critic = tower(num_outputs, 0.01), tower(1, 1.0)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `[N, actions]` and values `[N]` of observations `[N, features]`."""
+        """Outputs of the actor `[N, num_outputs]` and values `[N]` of observations `[N, features]`."""
         return self.actor(observations), self.critic(observations).squeeze(1)
+
+
+class GaussianActorCritic(MlpActorCritic):
+    """The same for actions that are `num_outputs` real numbers: the actor's outputs are their means.
+
+    The logarithms of the standard deviations are parameters of their own and do not depend on the state. They begin at
+    0, so an action space of about −1 to 1 is explored from the start.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int, width: int = 64) -> None:
+        super().__init__(num_features, num_outputs, width)
+        self.log_std = nn.Parameter(torch.zeros(num_outputs))
+
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Diagonal Gaussians with the means `[N, num_outputs]`."""
+        return diagonal_gaussian(parameters, self.log_std)
+
+
+def mlp_actor_critic(observation_space: Space, action_space: Space) -> MlpActorCritic:
+    """The actor-critic that fits an environment: categorical for `Discrete` actions, Gaussian for a `Box` of them.
+
+    Args:
+        observation_space: a `Box` of a few numbers in one dimension.
+        action_space: actions of one environment.
+
+    Raises:
+        TypeError: the spaces are of other kinds.
+    """
+    if not (isinstance(observation_space, Box) and len(observation_space.shape) == 1):
+        raise TypeError(f"Observations must be a Box of one dimension, but are {observation_space}.")
+    num_features = observation_space.shape[0]
+    if isinstance(action_space, Discrete):
+        return MlpActorCritic(num_features, int(action_space.n))
+    if isinstance(action_space, Box):
+        return GaussianActorCritic(num_features, math.prod(action_space.shape))
+    raise TypeError(f"Actions must be Discrete or a Box, but are {action_space}.")
 
 
 class NatureActorCritic(ActorCritic):
     """The convolutional network of Mnih et al. 2015 (Nature) with an actor and a critic head.
 
     Observations are uint8 `[N, 4, 84, 84]`: four grey frames, the newest last. Each pixel is shifted and scaled by
-    `pixel_mean` and `pixel_variance`, which at first divide by 255, and after `observe_frames` make it the pixel's
-    deviation from what it has mostly been: the still background falls to 0, and a ball stands out.
+    `pixel_mean` and `pixel_variance`: at first this divides it by 255, and after `observe_frames` it is the pixel's
+    deviation from its mean so far, so that the still background becomes 0 and the ball stands out.
     """
 
     pixel_mean: Tensor

@@ -21,16 +21,11 @@ import torch
 
 from tieback.classic_rl.checkpoints import list_checkpoints
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.output import tracking_accelerator
 from tieback.classic_rl.plots import draw_learning_curve
-from tieback.classic_rl.pong_report import (
-    PongPolicy,
-    greedy_returns,
-    load_policy,
-    write_pictures,
-    write_training_video,
-)
+from tieback.classic_rl.pong_pictures import write_pictures, write_training_video
+from tieback.classic_rl.pong_policy import PongPolicy, greedy_returns, load_policy
 from tieback.classic_rl.pong_training import PongPPOArguments, train
+from tieback.classic_rl.tracking import tracking_accelerator
 from tieback.cli.arguments import parse_flags
 from tieback.cli.devices import choose_device
 from tieback.cli.errors import UsageError, run
@@ -42,7 +37,7 @@ _EVALUATION_SEED = 2_000_000
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults of PongPPOArguments.
     "fast": {},
-    # What tutorials have made of Schulman et al. 2017, table 5.
+    # Those of most tutorials, after Schulman et al. 2017, table 5.
     "tutorial": {
         "total_steps": 10_000_000,
         "num_envs": 8,
@@ -139,7 +134,7 @@ def parse(argv: list[str]) -> tuple[PongArguments, PongPPOArguments]:
     return arguments, settings
 
 
-# What may differ from one sitting to the next: it does not touch what is learnt.
+# Settings that a resume may change, because they do not affect what is learnt.
 _FREE = {"output_dir", "resume", "evaluate", "eval_episodes", "save_every", "video_every", "report_to"}
 
 
@@ -194,8 +189,8 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
     )
 
     def film(steps: int, network: NatureActorCritic) -> None:
-        every, per_iteration = arguments.video_every, settings.num_envs * settings.num_steps
-        if every and steps // every > (steps - per_iteration) // every:
+        every = arguments.video_every
+        if every and steps // every > (steps - settings.steps_per_iteration) // every:
             (folder / "videos").mkdir(exist_ok=True)
             write_training_video(network, folder / "videos" / f"{steps:012d}.mp4", _EVALUATION_SEED, device)
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import Space
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from tieback import ppo_core
+from tieback.classic_rl.distributions import environment_actions
 from tieback.classic_rl.networks import ActorCritic
 from tieback.ppo_core import Batch
 
@@ -20,7 +23,7 @@ class Collector:
     the action is not looked at, so it is masked; and the observation before it is the episode's true last one.
 
     Args:
-        env: the environment, deterministic given its seed and the actions.
+        env: the environment, deterministic given its seed and the actions; its actions are `Discrete` or a `Box`.
         seed: of the environments.
         device: where the policy is.
 
@@ -32,7 +35,10 @@ class Collector:
     def __init__(self, env: VectorEnv, seed: int, device: torch.device) -> None:
         if env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
             raise ValueError("Collector needs an environment that resets in the step after an episode's end.")
+        if not isinstance(env.single_action_space, Discrete | Box):
+            raise TypeError(f"Actions must be Discrete or a Box, but are {env.single_action_space}.")
         self.env, self.device = env, device
+        self._move_dtype = _move_dtype(env.single_action_space)
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.num_episodes = 0
         self.restart(seed)
@@ -48,11 +54,12 @@ class Collector:
     def collect(self, policy: ActorCritic, num_steps: int, gamma: float, gae_lambda: float) -> Batch:
         """Act for `num_steps` in every environment, by sampling.
 
-        An episode that is truncated goes on in the critic's mind: γ·V of its last observation is added to the last
-        reward, and the discount is 0 there as at a terminated one.
+        A truncated episode is bootstrapped: γ·V of its last observation is added to the last reward, and the discount
+        is 0 there as at the end of a terminated one.
 
         Returns:
-            A batch `[environments, num_steps]` on the CPU with the inputs `observations` and `actions`.
+            A batch `[environments, num_steps]` on the CPU with the inputs `observations` and `actions`. The actions are
+            the policy's: those of a Gaussian are clipped to the bounds of the space only for the environment.
         """
         columns: list[tuple[Tensor, ...]] = []
         for _ in range(num_steps):
@@ -92,7 +99,8 @@ class Collector:
         )
 
     def _step(self, actions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        self._moves.append(actions.astype(np.uint8))
+        self._moves.append(actions.astype(self._move_dtype))
+        actions = environment_actions(actions, self.env.single_action_space)
         # Environments may hand out the same memory again: what is kept must be a copy.
         observations, rewards, terminated, truncated, _ = self.env.step(actions)
         self._observations = observations.copy()
@@ -109,7 +117,9 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to stand where this one stands: seed and moves since the last restart."""
-        moves = np.stack(self._moves) if self._moves else np.zeros((0, self.env.num_envs), dtype=np.uint8)
+        moves = (
+            np.stack(self._moves) if self._moves else np.zeros((0, self.env.num_envs), dtype=self._move_dtype)
+        )
         return {
             "seed": self._seed,
             "moves": torch.from_numpy(moves),
@@ -121,6 +131,14 @@ class Collector:
         """Play the recorded moves again, which brings the environments to the very same frames."""
         self.restart(state["seed"])
         for actions in state["moves"].numpy():
-            self._step(actions.astype(np.int64))
+            # A policy's actions: int64 or float32.
+            self._step(actions if actions.dtype.kind == "f" else actions.astype(np.int64))
         self.recent_returns = deque(state["recent_returns"], maxlen=100)
         self.num_episodes = state["num_episodes"]
+
+
+def _move_dtype(space: Space) -> type[np.generic]:
+    """The smallest type that holds a policy's actions in `space` exactly."""
+    if isinstance(space, Discrete):
+        return np.uint8 if space.n <= 256 else np.int64
+    return np.float32

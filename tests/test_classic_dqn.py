@@ -104,7 +104,7 @@ class Corridor(VectorEnv):
     def step(self, actions):
         resets, stops = self.over, actions == 0
         second = self.place == 1
-        # A reset step tells lies about reward and end, which nobody may learn from.
+        # The reward and the end of a reset step are wrong on purpose: nothing may be learnt from them.
         rewards = np.where(resets, 50.0, np.where(stops, 0.3, np.where(second, 1.0, 0.0)))
         terminated = ~resets & (stops | second)
         truncated = ~resets & ~terminated & (self.episode % 3 == 0)

@@ -46,7 +46,7 @@ def test_the_reference_is_the_published_table():
     assert table[1, 2, DOWN] == table[2, 1, RIGHT] == 100
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(20), 2**32 - 1])
 def test_q_learning_finds_the_published_table(seed):
     learnt = q_learning(gym.make(ID), seed=seed).reshape(3, 3, 4)
     np.testing.assert_allclose(learnt, optimal_table(3, 3, (2, 2), {(1, 1)}), atol=0.01)

@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tieback import ppo_core
-from tieback.classic_rl import pong, pong_training
+from tieback.classic_rl import pong, pong_training, ppo
 from tieback.classic_rl.networks import NatureActorCritic
 from tieback.classic_rl.pong import PRESETS, load_policy, parse
 from tieback.classic_rl.pong_environment import make_env
-from tieback.classic_rl.pong_training import PongPPOArguments, train
+from tieback.classic_rl.pong_training import PongPPOArguments, environment_seed, train
 from tieback.cli.errors import UsageError
 
 # Two iterations of PPO at the least cost.
@@ -249,6 +249,47 @@ def test_missing_and_torn_policies_are_named(tmp_path):
     (tmp_path / "policy.safetensors").write_bytes(b"torn")
     with pytest.raises(UsageError, match="torn"):
         load_policy(tmp_path)
+
+
+def test_environments_keep_their_seeds_and_every_seed_gives_some_that_ale_takes():
+    # As it was before larger seeds were taken.
+    for seed, iteration in ((0, 0), (1, 0), (7, 400), (2146, 0), (2146, 10_000)):
+        assert environment_seed(seed, iteration, 16) == 1_000_003 * seed + 101 * iteration
+    env = make_env(3)
+    for seed in (2147, 2**31, 2**32 - 1):
+        for iteration in (0, 200, 10**6):
+            first = environment_seed(seed, iteration, 3)
+            assert 0 <= first <= 2**31 - 3
+            env.reset(seed=first)
+    # The largest that can be: the last environment's is 2³¹ − 1.
+    env.reset(seed=2**31 - 3)
+
+
+def test_the_largest_seed_trains_and_resumes_to_the_very_same_weights(tmp_path, monkeypatch):
+    """With environments that begin anew between the checkpoint and the end."""
+    monkeypatch.setattr(ppo, "_ITERATIONS_OF_MOVES", 3)
+    monkeypatch.setattr(pong_training, "greedy_returns", lambda policy, count, seed: np.zeros(count))
+    settings = PongPPOArguments(
+        total_steps=40, num_envs=2, num_steps=4, num_minibatches=2, num_ppo_epochs=1, selection_every=8
+    )
+
+    def stop(steps, policy):
+        if steps == 24:
+            raise RuntimeError("killed")
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    expected, _ = train(settings, 2**32 - 1, whole, accelerator, save_every=8)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(settings, 2**32 - 1, stopped, accelerator, save_every=8, on_iteration=stop)
+    found, _ = train(settings, 2**32 - 1, stopped, accelerator, save_every=8, resume=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in expected.state_dict().items())
+    last = "checkpoints/000000000040/environment.safetensors"
+    assert (whole / last).read_bytes() == (stopped / last).read_bytes()
 
 
 def test_presets_and_flags():

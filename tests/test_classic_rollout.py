@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
@@ -22,6 +23,7 @@ class Scripted(VectorEnv):
 
     def __init__(self):
         self.num_envs = len(EPISODES)
+        self.single_action_space = spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         self.shown = np.full(self.num_envs, float(seed))
@@ -106,6 +108,13 @@ def test_another_way_of_resetting_is_refused():
     env = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync",
                        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})  # fmt: skip
     with pytest.raises(ValueError, match="resets in the step after"):
+        Collector(env, seed=0, device=CPU)
+
+
+def test_actions_of_another_kind_are_refused():
+    env = Scripted()
+    env.single_action_space = spaces.MultiBinary(2)
+    with pytest.raises(TypeError, match="MultiBinary"):
         Collector(env, seed=0, device=CPU)
 
 
