@@ -11,6 +11,7 @@ The server answers this machine alone; several annotators, by name, may use it o
 
 import importlib.util
 import ipaddress
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,8 @@ class LabelArguments:
             raise UsageError(f"overlap is a share, from 0 to 1, not {self.overlap}.")
         if Path(self.output).suffix != ".jsonl":
             raise UsageError(f"--output {self.output}: the name must end in .jsonl.")
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise UsageError(f"port must be between 1 and 65535, but is {self.port}.")
         if not _is_loopback(self.host) and not self.password:
             raise UsageError(
                 f"--host {self.host} would let other machines in: set a --password, or leave the host at 127.0.0.1."
@@ -91,6 +94,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Check that a server can listen at an address, before anything is read or loaded.
+
+    Raises:
+        UsageError: the host is not this machine's, or the port is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(address)
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise UsageError(
+            f"No page can be served at {where} ({error.strerror or error}). Name another --port or --host."
+        ) from error
+
+
 def main() -> None:
     """Run the command."""
     quiet_libraries()
@@ -100,6 +121,8 @@ def main() -> None:
             f"{' and '.join(missing)} must be installed: pip install -e '.[label]' -c constraints.txt"
         )
     (args,) = parse_flags(LabelArguments, "python -m pipeline.label")
+    if not args.summary:
+        check_address(args.host, args.port)
     output = Path(args.output)
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)

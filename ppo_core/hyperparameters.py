@@ -10,28 +10,12 @@ class PPOHyperparameters:
 
     A configuration may inherit from it together with other dataclasses, such as Transformers' `TrainingArguments`.
 
-    Args:
-        clip_range: ε of the policy's ratio.
-        clip_range_high: upper ε, where it differs from the lower one.
-        dual_clip: bound c > 1 on the loss of bad actions that became likelier.
-        value_clip_range: ε of the values around those of the rollout; no clipping when None.
-        vf_coef: weight of the value loss.
-        ent_coef: weight of the entropy bonus.
-        gamma: discount a step.
-        gae_lambda: λ of GAE.
-        num_ppo_epochs: passes over a rollout.
-        num_minibatches: optimiser steps a pass.
-        max_grad_norm: bound on the norm of all gradients together; 0 for none.
-        target_kl: end an update early, before the step at which the approximate KL to the rollout's policy is
-            more than 1.5 times this.
-        whiten_advantages: scale the advantages of a rollout to mean 0 and variance 1.
-
     Raises:
         ValueError: a setting is out of its range.
     """
 
     clip_range: float = field(
-        default=0.2, metadata={"help": "Range of the policy ratio: it is clipped below 1 - clip_range."}
+        default=0.2, metadata={"help": "Range ε of the policy's ratio: it is clipped below 1 - clip_range."}
     )
     clip_range_high: float | None = field(
         default=None,
@@ -39,16 +23,18 @@ class PPOHyperparameters:
     )
     dual_clip: float | None = field(
         default=None,
-        metadata={"help": "Where the advantage A is negative, the objective is at least dual_clip * A; > 1."},
+        metadata={
+            "help": "Bound on the loss of bad actions that became likelier: where the advantage A is negative, the objective is at least dual_clip * A; > 1, no bound when not given."
+        },
     )
     value_clip_range: float | None = field(
         default=0.2,
-        metadata={"help": "Range of the values around those of the rollout; null for no clipping."},
+        metadata={"help": "Range ε of the values around those of the rollout; null for no clipping."},
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     ent_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount of the reward, a step."})
-    gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount γ of the reward, a step."})
+    gae_lambda: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_minibatches: int = field(
         default=1, metadata={"help": "Parts of a rollout; one optimiser step each, in every pass."}

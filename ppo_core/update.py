@@ -18,7 +18,7 @@ from tieback.ppo_core.step import ActorCritic, MinibatchStep
 
 def update(
     policy: ActorCritic | nn.Module,
-    optimizer: Any,
+    optimizer: torch.optim.Optimizer,
     batch: Batch,
     hyper: PPOHyperparameters,
     accelerator: Accelerator,

@@ -1,6 +1,7 @@
 """What a stage refuses or warns of before anything starts: settings, places, models of one's own, unfinished backends."""
 
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tieback.cli.arguments import MAX_SEED, parse_flags
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
 from tieback.pipeline.collect import CollectArguments
-from tieback.pipeline.label import LabelArguments
+from tieback.pipeline.label import LabelArguments, check_address
 from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.rlhf import RlhfArguments
 from tieback.pipeline.stage import backend_warnings
@@ -102,6 +103,28 @@ def test_a_place_that_cannot_be_written_to_is_refused_and_nothing_is_made(
 def test_labels_output_is_a_file_in_a_folder_that_can_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"output: /proc/x\.jsonl cannot be written to"):
         parse_flags(LabelArguments, "label", ["--responses", "r.jsonl", "--output", "/proc/x.jsonl"])
+
+
+@pytest.mark.parametrize("port", ["0", "-5", "65536"])
+def test_a_port_out_of_range_is_refused(port: str) -> None:
+    with pytest.raises(UsageError, match=rf"port must be between 1 and 65535, but is {port}"):
+        read_label("--port", port)
+
+
+def test_an_address_that_cannot_be_served_at_is_refused() -> None:
+    check_address("127.0.0.1", None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            UsageError, match=rf"No page can be served at 127\.0\.0\.1, port {port} \(Address already"
+        ):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    # An address of documentation (RFC 5737), which no machine has.
+    with pytest.raises(UsageError, match=r"No page can be served at 192\.0\.2\.1 "):
+        check_address("192.0.2.1", None)
 
 
 # A model of one's own.

@@ -41,6 +41,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "completion length": ({"max_completion_length": 0}, r"max_completion_length must be at least 1, got 0"),
     "kl_coef": ({"kl_coef": -0.1}, r"kl_coef must not be negative, got -0\.1"),
     "penalty": ({"missing_eos_penalty": -1.0}, r"missing_eos_penalty must not be negative, got -1\.0"),
+    "warm-up of a critic that does not learn": (
+        {"critic_warmup_iterations": 2, "vf_coef": 0.0},
+        r"critic_warmup_iterations=2 trains the critic alone, but vf_coef is 0",
+    ),
     "warm-up": ({"critic_warmup_iterations": -1}, r"critic_warmup_iterations must not be negative, got -1"),
     "micro_batch_size 0": ({"micro_batch_size": 0}, r"micro_batch_size must be above 0, got 0"),
     "generation_batch_size 0": (

@@ -15,7 +15,8 @@ import toy
 from safetensors.torch import load_file
 
 from tieback.pipeline import ppo
-from tieback.pipeline.trainer.checkpoints import complete_checkpoints
+from tieback.pipeline.resume import whole_checkpoints
+from tieback.pipeline.trainer.checkpoints import STATE_FILE
 
 STEPS = 7
 
@@ -99,7 +100,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_weights_of_the_uninterr
 ) -> None:
     code, output = stopped(home, "ctrl-c", signal.SIGINT)
     assert code == 130, output
-    newest = complete_checkpoints(home / "ctrl-c" / "ppo")[-1]
+    newest = whole_checkpoints(home / "ctrl-c" / "ppo", STATE_FILE)[-1]
     done = int(newest.name.split("-")[1])
     assert 2 <= done < STEPS
     assert f"Stopped after step {done} of {STEPS}; the same command goes on." in output
@@ -114,7 +115,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_uninterrupted_run(
 ) -> None:
     code, output = stopped(home, "killed", signal.SIGKILL)
     assert code == -signal.SIGKILL, output
-    assert complete_checkpoints(home / "killed" / "ppo")
+    assert whole_checkpoints(home / "killed" / "ppo", STATE_FILE)
     assert not (home / "killed" / "ppo" / "model.safetensors").exists()
     end = end_of(run_here(home, "killed"))
     torch.testing.assert_close(end, straight, rtol=0, atol=0)

@@ -15,9 +15,10 @@ import torch
 import toy
 from safetensors.torch import load_file
 
+from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.scorers import RewardError
 from tieback.pipeline.trainer import PPOTrainer
-from tieback.pipeline.trainer.checkpoints import CheckpointError, complete_checkpoints, resolve_checkpoint
+from tieback.pipeline.trainer.checkpoints import STATE_FILE, CheckpointError, resolve_checkpoint
 
 
 def trainer(folder: Path, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:
@@ -135,7 +136,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{number}" / "ppo_state.json").write_text("{}")
     (tmp_path / "checkpoint-200").mkdir()
     (tmp_path / "checkpoint-best").mkdir()
-    assert [folder.name for folder in complete_checkpoints(tmp_path)] == [
+    assert [folder.name for folder in whole_checkpoints(tmp_path, STATE_FILE)] == [
         f"checkpoint-{number}" for number in (2, 9, 10, 100)
     ]
 
@@ -210,7 +211,7 @@ def test_a_checkpoint_being_written_over_is_not_whole_meanwhile(
     monkeypatch.setattr(run, "_save_rng_state", killed)
     with pytest.raises(RuntimeError, match="killed"):
         run.train()
-    assert complete_checkpoints(tmp_path) == []
+    assert whole_checkpoints(tmp_path, STATE_FILE) == []
 
 
 # Which checkpoints stay.
@@ -218,7 +219,10 @@ def test_a_checkpoint_being_written_over_is_not_whole_meanwhile(
 
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     trainer(tmp_path, save_total_limit=2).train()
-    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
+    assert [folder.name for folder in whole_checkpoints(tmp_path, STATE_FILE)] == [
+        "checkpoint-5",
+        "checkpoint-6",
+    ]
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
 
 
@@ -239,7 +243,7 @@ def test_the_best_checkpoint_stays_too_and_is_what_remains_at_the_end(tmp_path: 
     entries = [entry for entry in run.state.log_history if "eval_kl/ref" in entry]
     best = min(entries, key=lambda entry: entry["eval_kl/ref"])["step"]
     assert best < 6
-    assert {folder.name for folder in complete_checkpoints(tmp_path)} == {
+    assert {folder.name for folder in whole_checkpoints(tmp_path, STATE_FILE)} == {
         f"checkpoint-{best}",
         "checkpoint-6",
     }
@@ -277,7 +281,7 @@ def test_a_signal_ends_the_run_after_its_iteration_with_a_checkpoint_and_the_sam
     run.train()
     assert run.interrupt.interrupted
     assert run.state.global_step == 3
-    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-3"]
+    assert [folder.name for folder in whole_checkpoints(tmp_path, STATE_FILE)] == ["checkpoint-3"]
     run.train(resume_from_checkpoint=True)
     assert not run.interrupt.interrupted
     torch.testing.assert_close(toy.weights(run.model), straight[1]["weights"], rtol=0, atol=0)

@@ -1,21 +1,22 @@
 """Checkpoints of a PPO run: what they hold, which are whole, and the Trainer that writes and reads them.
 
-A checkpoint is a folder `checkpoint-N` after iteration N: the weights as `ActorCritic.save` writes them, optimiser, schedule, random states and the Trainer's state. `ppo_state.json` is written last, in one
-step, when every process has written its part, and lists all files: a folder without it was torn by a kill, one that
-lacks a listed file was copied in part, and neither is resumed from.
+A checkpoint is a folder `checkpoint-N` after iteration N: the weights as `ActorCritic.save` writes them, optimiser, schedule,
+random states and the Trainer's state. `ppo_state.json` is written last, in one step, when every process has written its
+part, and lists all files: a folder without it was torn by a kill, one that lacks a listed file was copied in part, and
+neither is resumed from.
 """
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.settings import PPO_CONFIG
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 
@@ -24,16 +25,6 @@ STATE_FILE = "ppo_state.json"
 
 class CheckpointError(UsageError):
     """A checkpoint cannot be resumed from."""
-
-
-def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Whole checkpoints in `output_dir`, oldest first."""
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and (folder / STATE_FILE).is_file():
-            found.append((int(number[1]), folder))
-    return [folder for _, folder in sorted(found)]
 
 
 def resolve_checkpoint(output_dir: str | Path, resume: bool | str | None) -> str | None:
@@ -45,12 +36,14 @@ def resolve_checkpoint(output_dir: str | Path, resume: bool | str | None) -> str
     if not resume:
         return None
     if resume is True:
-        whole = complete_checkpoints(output_dir)
+        whole = whole_checkpoints(output_dir, STATE_FILE)
         if not whole:
             return None
         resume = str(whole[-1])
     if not (Path(resume) / STATE_FILE).is_file():
-        others = ", ".join(folder.name for folder in complete_checkpoints(Path(resume).parent)) or "none"
+        others = (
+            ", ".join(folder.name for folder in whole_checkpoints(Path(resume).parent, STATE_FILE)) or "none"
+        )
         raise CheckpointError(
             f"{resume} is not a whole checkpoint of a PPO run: it lacks {STATE_FILE}, which is written last "
             f"(and not at all with save_only_model). Whole ones beside it: {others}."
@@ -130,7 +123,7 @@ class CheckpointedTrainer(Trainer):
 
     run_state: dict[str, Stateful]
 
-    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> TrainOutput:
         """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
         folder = resolve_checkpoint(self.args.output_dir, resume_from_checkpoint)
         return super().train(resume_from_checkpoint=folder, **kwargs)

@@ -181,6 +181,11 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")
+        if self.critic_warmup_iterations and self.vf_coef == 0:
+            raise ValueError(
+                f"critic_warmup_iterations={self.critic_warmup_iterations} trains the critic alone, but vf_coef is 0: "
+                "nothing would be learnt. Raise vf_coef, or leave the warm-up out."
+            )
         self._check_generation_kwargs()
         self._check_batch_sizes()
 

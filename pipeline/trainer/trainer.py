@@ -11,6 +11,8 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,6 +21,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.interruption import InterruptCallback
@@ -97,7 +100,7 @@ class PPOTrainer(CheckpointedTrainer):
         | None = None,
         value_model: PreTrainedModel | str | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
     ):
         args = args or PPOConfig()
@@ -144,7 +147,7 @@ class PPOTrainer(CheckpointedTrainer):
             optimizers=optimizers,
         )
         # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
-        set_seed(args.seed, device_specific=True)
+        set_seed((args.seed + self.accelerator.process_index) % 2**32)
         if self.accelerator.mixed_precision == "fp16":
             raise UsageError(
                 "fp16 is not supported: its loss scaler skips optimiser steps. Use bf16 or fp32."
@@ -170,7 +173,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     # What Trainer asks for.
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimiser, with a learning rate of its own for the critic where one is set."""
         if self.optimizer is None:
             trained = self.accelerator.unwrap_model(self.model if model is None else model)
@@ -179,7 +182,7 @@ class PPOTrainer(CheckpointedTrainer):
             self.optimizer = optimizer_class(groups, **arguments)
         return self.optimizer
 
-    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> TrainOutput:
         """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
         batch_size = self.args.per_device_train_batch_size
         check_batch(len(self.train_dataset), batch_size, self.accelerator.num_processes)

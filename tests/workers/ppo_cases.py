@@ -16,9 +16,10 @@ from peft import LoraConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
 
+from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
-from tieback.pipeline.trainer.checkpoints import complete_checkpoints
+from tieback.pipeline.trainer.checkpoints import STATE_FILE
 
 CASES: dict[str, dict[str, Any]] = {
     "everything": {
@@ -36,7 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])},
     "gradient checkpointing": {"gradient_checkpointing": True},
-    "bootstrap": {"truncation": "bootstrap", "gamma": 0.9, "micro_batch_size": 1},
+    # The greatest seed, of which the second process must not make a greater one.
+    "bootstrap": {"truncation": "bootstrap", "gamma": 0.9, "micro_batch_size": 1, "seed": 2**32 - 1},
 }
 
 
@@ -124,7 +126,7 @@ def interrupted(folder: Path, processes: int) -> tuple[int, bool, list[str]]:
     trainer = make_trainer(folder, processes, reward, max_steps=4, save_strategy="steps", save_steps=100)
     trainer.train()
     trainer.accelerator.wait_for_everyone()
-    names = [checkpoint.name for checkpoint in complete_checkpoints(folder)]
+    names = [checkpoint.name for checkpoint in whole_checkpoints(folder, STATE_FILE)]
     return trainer.state.global_step, trainer.interrupt.interrupted, names
 
 
