@@ -51,7 +51,9 @@ _SELECTION_SEED, _FINAL_SEED = 1_000_000, 2_000_000
 class CartPoleArguments:
     """What to run, and where to write."""
 
-    algorithm: str = field(default="dqn", metadata={"help": "How to learn.", "choices": ["dqn", "ppo"]})
+    algorithm: str = field(
+        default="dqn", metadata={"help": "Algorithm to learn by.", "choices": ["dqn", "ppo"]}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
     output_dir: str = field(
         default="", metadata={"help": "Folder to write into; runs/cartpole/<algorithm> when not given."}
@@ -59,7 +61,7 @@ class CartPoleArguments:
     report_to: str = field(
         default="tensorboard",
         metadata={
-            "help": "Where figures are logged.",
+            "help": "Tracker that figures are logged to.",
             "choices": ["tensorboard", "wandb", "trackio", "none"],
         },
     )

@@ -37,10 +37,14 @@ class DQNArguments:
         default=2, metadata={"help": "Updates after each step of all environments together."}
     )
     batch_size: int = field(default=256, metadata={"help": "Transitions of an update."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Of Adam; it falls to 0 linearly."})
+    learning_rate: float = field(
+        default=2e-3, metadata={"help": "Learning rate of Adam; it falls to 0 linearly."}
+    )
     gamma: float = field(default=0.98, metadata={"help": "Discount."})
     epsilon_start: float = field(default=1.0, metadata={"help": "Probability of a random action at first."})
-    epsilon_end: float = field(default=0.05, metadata={"help": "The same after the decay."})
+    epsilon_end: float = field(
+        default=0.05, metadata={"help": "Probability of a random action after the decay."}
+    )
     epsilon_decay_steps: int = field(default=10_000, metadata={"help": "Steps of the linear decay."})
     target_tau: float = field(
         default=0.005, metadata={"help": "Share of the online network that enters the target at each update."}

@@ -91,7 +91,7 @@ class PongArguments:
     report_to: str = field(
         default="tensorboard",
         metadata={
-            "help": "Where figures are logged.",
+            "help": "Tracker that figures are logged to.",
             "choices": ["tensorboard", "wandb", "trackio", "none"],
         },
     )

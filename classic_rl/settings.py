@@ -19,7 +19,7 @@ def require_positive(settings: Any, *names: str) -> None:
 
 
 def new_default(parent: type, name: str, value: Any) -> Any:
-    """Give a setting inherited from a dataclass another default; its help is said once, in `parent`."""
+    """Give a setting inherited from a dataclass another default; its help stands once, in `parent`."""
     return field(default=value, metadata=parent.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
 
 
@@ -32,7 +32,9 @@ class PPOArguments(PPOHyperparameters):
     )
     num_envs: int = field(default=16, metadata={"help": "Environments that are stepped together."})
     num_steps: int = field(default=64, metadata={"help": "Steps of each environment in a rollout."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of Adam; it falls to 0 linearly."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of Adam; it falls to 0 linearly."}
+    )
     anneal_ent_coef: bool = field(
         default=False, metadata={"help": "Let ent_coef fall to 0 with the learning rate."}
     )

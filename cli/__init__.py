@@ -1,1 +1,1 @@
-"""What all programs share: how settings are read and refused, what a folder of results holds, and the command `tieback`."""
+"""Parts that all programs share: settings from flags, errors, the files of a result, and the command `tieback`."""

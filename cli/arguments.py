@@ -1,4 +1,4 @@
-"""Settings from the command line: no abbreviations, one line for what is wrong, and checks that every program shares."""
+"""Settings from the command line: no abbreviations, errors of one line, and the checks that every program shares."""
 
 import difflib
 import math

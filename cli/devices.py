@@ -1,4 +1,4 @@
-"""Which device this process computes on."""
+"""The device that this process computes on."""
 
 import os
 

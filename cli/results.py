@@ -1,4 +1,4 @@
-"""What a program leaves in its folder: JSON that is whole or not there, metrics.json, and a table of it on the screen."""
+"""Results of a program in its folder: JSON files written whole, metrics.json, and a table of it on the screen."""
 
 import json
 import math

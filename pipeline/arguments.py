@@ -1,4 +1,4 @@
-"""How every stage reads its settings: a YAML recipe, and any key of it overridden on the command line."""
+"""Settings of a stage: a YAML recipe, of which any key can be overridden on the command line."""
 
 import sys
 from dataclasses import dataclass, field

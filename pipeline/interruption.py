@@ -1,4 +1,4 @@
-"""How ctrl-C ends a training without losing anything."""
+"""Ctrl-C in a training: the step is finished and a checkpoint saved."""
 
 import signal
 import sys

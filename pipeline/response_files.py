@@ -1,4 +1,4 @@
-"""Responses on disk while they are being sampled: appended batch by batch, and taken up again after a kill.
+"""Responses on disk while they are being sampled: appended batch by batch, and continued after a kill.
 
 Every process appends to a file of its own (`responses.jsonl` on the main one). A batch is written by one call and
 counts when all of it is there; what a kill tore off is sampled again, with the batch's own seed, so that the finished

@@ -1,4 +1,4 @@
-"""Which checkpoint a training stage goes on from, when its command is given again."""
+"""The checkpoint that a training stage goes on from when its command is given again."""
 
 import json
 import re

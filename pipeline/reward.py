@@ -1,4 +1,4 @@
-"""The reward model: it learns from pairs which of two responses people prefer.
+"""The reward model: from ranked pairs it learns to score responses as they were ranked.
 
 Trains TRL's `RewardTrainer` (Bradley–Terry: loss = −log σ(score(chosen) − score(rejected))) on the pairs that collect
 or people made, or on any preference data. The model starts from `<run_dir>/sft` with a new head; LoRA and QLoRA go

@@ -43,8 +43,8 @@ class RlhfArguments:
     ranked_by: str | None = field(
         default=None,
         metadata={
-            "help": "Who ranks the responses: people, in a browser, or the simulated annotator of the help desk; as "
-            "the recipe says if not given.",
+            "help": "Annotators: people, in a browser, or the simulated annotator of the help desk; as the recipe "
+            "says if not given.",
             "choices": ["people", "simulated"],
         },
     )

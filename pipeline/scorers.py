@@ -1,4 +1,4 @@
-"""What scores completions: reward functions and reward models, found by name, called, and mixed."""
+"""Scorers of completions: reward functions and reward models, found by name, called, and mixed."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""How every stage begins and ends: quiet libraries and a device, then metrics.json, settings.json and a table."""
+"""Beginning and end of every stage: quiet libraries and a device; metrics.json, settings.json and a table."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a reward model is worth: accuracy against a trivial rule, calibration, and the margin by annotator.
+"""Quality of a reward model: accuracy against a trivial rule, calibration, and the margin by annotator.
 
 Everything here works on margins, score(chosen) − score(rejected), one a pair. Under Bradley–Terry the model says that
 the chosen response is preferred with probability σ(margin).

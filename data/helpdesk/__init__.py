@@ -1,4 +1,4 @@
-"""The help desk: the built-in world of short questions, the people who answer them, and those who judge answers.
+"""The help desk: the built-in world of short questions, with simulated people who answer them and who judge the answers.
 
 It needs no network: everything is made from a seed. `make_split` draws questions (and demonstrations),
 `gold_scores` judges a response by rule, `rank` and `annotate` rank responses as people would, with errors.

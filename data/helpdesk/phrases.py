@@ -1,4 +1,4 @@
-"""What people say around a question and an answer, and how the judge recognises such sentences.
+"""Phrases around a question and an answer, and the rules by which the judge recognises them.
 
 No phrase here holds a word that could be read as an answer (no number, colour, capital, ...): a test checks it.
 """

@@ -1,4 +1,4 @@
-"""What a summary of judgements says: how many, how well annotators agree, and whether place or length swayed them."""
+"""Figures of judgements: their number, the agreement of annotators, and the bias towards place or length."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What people judge: several responses to a prompt, read from `responses.jsonl` or from an evaluation's pairs."""
+"""Items to judge: several responses to a prompt, read from `responses.jsonl` or from an evaluation's pairs."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Which items come first: those on whose ranking reward models are least sure, so that a person's minute counts most."""
+"""Order in which items are shown: first those whose ranking reward models are least sure of, where a judgement teaches most."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,7 +18,7 @@ def most_uncertain_first(items: Sequence[Item], names: Sequence[str]) -> list[It
         names: folders or hub names of reward models.
 
     Raises:
-        UsageError: a name is none of a reward model.
+        UsageError: no reward model has that name.
     """
     prompts = [item.row["prompt"] for item in items for _ in item.row["responses"]]
     completions = [
@@ -35,7 +35,7 @@ def most_uncertain_first(items: Sequence[Item], names: Sequence[str]) -> list[It
 
 
 def uncertainty(scores: NDArray[np.float64]) -> float:
-    """How little is known about the order of K responses.
+    """Uncertainty of reward models about the order of K responses.
 
     Of one model: the mean over pairs of 4·p·(1 − p), where p = σ(difference of scores) is the chance that one is
     preferred: 1 where the scores are equal, near 0 where they are far apart. Of several: the mean over pairs of the

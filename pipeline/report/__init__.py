@@ -1,1 +1,1 @@
-"""The evaluation report: `statistics` (win rate, intervals, diversity), `curves` (figures as SVG), `page` (HTML)."""
+"""The evaluation report: `pairs` (its rows and figures), `curves` (charts as SVG), `page` (HTML)."""

@@ -1,4 +1,4 @@
-"""The page of a run anew (with people's comparisons since), or of several runs beside one another.
+"""Write the page of a run again (with people's comparisons since), or of several runs side by side.
 
 python -m pipeline.report runs/helpdesk
 python -m pipeline.report runs/seed0 runs/seed1 --output runs/comparison.html

@@ -1,4 +1,4 @@
-"""Examples side by side: which pairs of an evaluation the page shows, and their HTML."""
+"""Examples side by side: the pairs of an evaluation that the page shows, as HTML."""
 
 import difflib
 import random

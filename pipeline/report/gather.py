@@ -1,4 +1,4 @@
-"""From the files of a run to its page: the evaluation's folder, those of the stages before it, people's comparisons."""
+"""Read the files that the page shows: those of the evaluation, of the stages before it, and people's comparisons."""
 
 import json
 import os

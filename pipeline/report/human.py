@@ -1,4 +1,4 @@
-"""What people said who compared SFT with PPO, blind (`python -m pipeline.label --compare`)."""
+"""People's blind comparisons of SFT with PPO (`python -m pipeline.label --compare`), as figures."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ def human_figures(log_path: Path, pairs: Sequence[Pair], resamples: int, seed: i
             sft, ppo = judgement.ranks
             outcomes[judgement.item_id].append(0.5 + 0.5 * ((ppo < sft) - (ppo > sft)))
     item_ids = [content_hash(pair["prompt"], [pair[name]["response"] for name in SYSTEMS]) for pair in pairs]
-    said = {number: outcomes[item_id] for number, item_id in enumerate(item_ids) if item_id in outcomes}
-    if not said:
+    judged = {number: outcomes[item_id] for number, item_id in enumerate(item_ids) if item_id in outcomes}
+    if not judged:
         return {}
-    by_pair = {number: fmean(values) for number, values in said.items()}
+    by_pair = {number: fmean(values) for number, values in judged.items()}
     low, high = bootstrap_interval(list(by_pair.values()), resamples=resamples, seed=seed)
     figures: dict[str, float] = {
         "human/win_rate": fmean(by_pair.values()),
         "human/ci95_low": low,
         "human/ci95_high": high,
         "human/num_prompts": len(by_pair),
-        "human/num_judgements": sum(map(len, said.values())),
+        "human/num_judgements": sum(map(len, judged.values())),
     }
     decided = [
         (outcome > 0.5) == (pairs[number]["outcome"] > 0.5)

@@ -1,4 +1,4 @@
-"""How prompts become tokens and completions are sampled: settings that ppo, collect and evaluate share."""
+"""Settings of prompts and sampling that ppo, collect and evaluate share."""
 
 import json
 from dataclasses import dataclass, field, fields

@@ -1,4 +1,4 @@
-"""What a person sees of a running PPO: the progress line, and completions in TensorBoard."""
+"""Display of a running PPO: the progress line, and completions in TensorBoard."""
 
 import html
 from collections.abc import Iterable, Sequence

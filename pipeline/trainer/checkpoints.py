@@ -1,4 +1,4 @@
-"""Checkpoints of a PPO run: what they hold, which are whole, and the Trainer that writes and reads them.
+"""Checkpoints of a PPO run: their content, the mark of a whole one, and the Trainer that writes and reads them.
 
 A checkpoint is a folder `checkpoint-N` after iteration N: the weights as `ActorCritic.save` writes them, optimiser, schedule,
 random states and the Trainer's state. `ppo_state.json` is written last, in one step, when every process has written its

@@ -84,7 +84,9 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
     )
     kl_target: float | None = field(
         default=None,
-        metadata={"help": "Where set, kl_coef adapts so that the KL of a completion (in nats) comes to it."},
+        metadata={
+            "help": "KL of a completion, in nats, that kl_coef is steered to; kl_coef is fixed where not set."
+        },
     )
     kl_horizon: int = field(
         default=10_000,
@@ -97,7 +99,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
     truncation: str = field(
         default="penalty",
         metadata={
-            "help": "What a cut completion means: 'penalty' (it ends there, and missing_eos_penalty is charged) or 'bootstrap' (it would have gone on: the critic's value of its end is added)."
+            "help": "Treatment of a completion that is cut at the length limit: 'penalty' (it ends there, and missing_eos_penalty is charged) or 'bootstrap' (it would have gone on: the critic's value of its end is added)."
         },
     )
     reward_weights: list[float] | None = field(

@@ -1,4 +1,4 @@
-"""Parameter groups of the optimiser: the actor-critic says whose a parameter is, the settings what that means."""
+"""Parameter groups of the optimiser: roles from the actor-critic, learning rates and weight decay from the settings."""
 
 from collections.abc import Collection
 from typing import Any

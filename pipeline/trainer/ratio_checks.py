@@ -1,4 +1,4 @@
-"""The ratio before the first step, which must be 1: what sampling drew from is what scoring computes."""
+"""Checks of the ratio before the first step, which must be 1: sampling and scoring use the same probabilities."""
 
 import torch
 from accelerate import Accelerator
