@@ -144,17 +144,25 @@ def main(argv: list[str]) -> None:
     words, environment = launcher(arguments.launch)
     for command in commands(arguments, stage_settings):
         start = [sys.executable] if Path(command[0]).stem == "label" else words
-        try:
-            status = subprocess.run(
-                [*start, *command], env={**os.environ, **environment}, check=False
-            ).returncode
-        except FileNotFoundError as error:
-            raise UsageError(f"launch: {start[0]} is not there to be run.") from error
-        except KeyboardInterrupt:
-            # The stage got the signal too, and has saved what it has.
-            status = 130
+        status = _wait_for([*start, *command], {**os.environ, **environment})
         if status:
             raise SystemExit(status if status > 0 else 128 - status)
+
+
+def _wait_for(command: list[str], environment: dict[str, str]) -> int:
+    """Run a stage to its end, and return its exit status.
+
+    Ctrl-C reaches the stage, too, which saves what it has: that is waited for.
+    """
+    try:
+        process = subprocess.Popen(command, env=environment)
+    except FileNotFoundError as error:
+        raise UsageError(f"launch: {command[0]} is not there to be run.") from error
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 if __name__ == "__main__":
