@@ -9,15 +9,10 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, ReadInstruction
 
-from tieback.data import helpdesk
 from tieback.data.errors import DataError
 from tieback.data.files import SUFFIXES, Record, file_suffix, read_file
 from tieback.data.formats import Kind, convert
-
-HELPDESK = "helpdesk"
-
-# For each kind, what "train" means in the built-in world, and how many rows are made where no number is given.
-_HELPDESK_DEFAULTS = {"demonstrations": ("demonstrations", 12_000), "prompts": ("ppo", 20_000)}
+from tieback.data.worlds import WORLDS
 
 
 @dataclass
@@ -60,8 +55,8 @@ def load_rows(
     """
     if max_rows is not None and max_rows < 1:
         raise DataError(f"max_rows is {max_rows}; it must be at least 1.")
-    if name == HELPDESK:
-        return Rows(_helpdesk_rows(kind, split, max_rows, seed))
+    if name in WORLDS:
+        return Rows(WORLDS[name].load_split(kind, split, max_rows, seed))
     path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"{name} is a folder: name the file in it.")
@@ -73,25 +68,6 @@ def load_rows(
         records = _hub_records(name, config, split, max_rows)
     rows, dropped = convert(records[:max_rows], kind, name)
     return Rows(_dataset(rows, name), dict(dropped))
-
-
-def _helpdesk_rows(kind: Kind, split: str, max_rows: int | None, seed: int) -> Dataset:
-    if kind not in _HELPDESK_DEFAULTS:
-        raise DataError(
-            "helpdesk has no ready-made preferences: pipeline/collect.py makes them (<run_dir>/collect/preferences.jsonl)."
-        )
-    natural, size = _HELPDESK_DEFAULTS[kind]
-    split = natural if split == "train" else split
-    if kind == "demonstrations" and split != "demonstrations":
-        raise DataError(
-            f"helpdesk's split {split!r} holds prompts only; demonstrations are in its split 'demonstrations'."
-        )
-    if split == "evaluation":
-        size = 500
-    dataset = helpdesk.make_split(split, size if max_rows is None else max_rows, seed)
-    return (
-        dataset.remove_columns("completion") if kind == "prompts" and split == "demonstrations" else dataset
-    )
 
 
 def _slice(records: list[Record], split: str, name: str) -> list[Record]:

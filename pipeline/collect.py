@@ -27,8 +27,8 @@ from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, run
 from tieback.data.conversations import last_text
-from tieback.data.helpdesk import annotate, gold_reward
 from tieback.data.rankings import ranking_to_pairs
+from tieback.data.worlds import WORLDS, World, world_of
 from tieback.pipeline import response_files
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
@@ -119,7 +119,7 @@ def main() -> None:
         max_rows=args.max_rows,
         seed=args.seed,
     )
-    check_annotator(args.annotator, prompts, args.dataset_name)
+    annotators = annotators_of(args.annotator, prompts, args.dataset_name)
     prompts = with_prompt_ids(prompts, args.dataset_name)
     batches = in_groups(range(len(prompts)), args.batch_size)
     batch_ids = [[prompts[row]["prompt_id"] for row in rows] for rows in batches]
@@ -146,8 +146,8 @@ def main() -> None:
         response_files.compact(folder, batch_ids)
         rows = response_files.read_rows(folder)
         metrics = response_figures(rows)
-        if args.annotator == "simulated":
-            metrics |= rank_responses(rows, folder, args.seed)
+        if annotators is not None:
+            metrics |= rank_responses(rows, annotators, folder, args.seed)
         metrics |= {f"num_prompts/{reason}": count for reason, count in counts.items()}
         metrics["collect/seconds"] = time.perf_counter() - started
         finish_stage("collect", folder, metrics, run.recipe)
@@ -165,17 +165,22 @@ def newest_policy(run: RunArguments) -> Path:
     return run.require("ppo", "metrics.json", run.round - 1).parent
 
 
-def check_annotator(annotator: str, prompts: Dataset, name: str | None) -> None:
-    """Check that the annotator can judge these prompts.
+def annotators_of(annotator: str, prompts: Dataset, name: str | None) -> World | None:
+    """World whose simulated annotators rank the responses to these prompts; None where nobody ranks them here.
 
     Raises:
-        UsageError: the simulated one cannot.
+        UsageError: `annotator` is "simulated", and no world can judge the prompts.
     """
-    if annotator == "simulated" and not {"family", "answer"} <= set(prompts.column_names):
+    if annotator == "none":
+        return None
+    world = world_of(prompts.column_names)
+    if world is None:
+        known = ", ".join(f"{other}: {' and '.join(sorted(w.JUDGED_COLUMNS))}" for other, w in WORLDS.items())
         raise UsageError(
-            f"annotator: simulated judges the help desk's questions by their columns family and answer, which "
-            f"{name} does not have. Set annotator: none, and let people rank the responses."
+            f"annotator: simulated judges the prompts of a built-in world by columns of theirs ({known}), which {name} "
+            "does not have. Set annotator: none, and let people rank the responses."
         )
+    return world
 
 
 def with_prompt_ids(prompts: Dataset, name: str | None) -> Dataset:
@@ -254,12 +259,14 @@ def response_figures(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def rank_responses(rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
-    """Have the simulated annotator rank the responses, write `preferences.jsonl`, and return figures over the pairs."""
-    golds = [gold_totals(row) for row in rows]
+def rank_responses(
+    rows: list[dict[str, Any]], annotators: World, folder: Path, seed: int
+) -> dict[str, float]:
+    """Have simulated annotators rank the responses, write `preferences.jsonl`, and return figures over the pairs."""
+    golds = [annotators.gold_totals(row) for row in rows]
     pairs, agreements = [], []
     for row, totals in zip(rows, golds, strict=True):
-        ranks, annotator = annotate(totals, seed, row["prompt_id"])
+        ranks, annotator = annotators.annotate(totals, seed, row["prompt_id"])
         pairs += ranking_to_pairs({**row, "ranks": ranks, "annotator": annotator})
         agreements += agreement_with_gold(ranks, totals)
     response_files.write_rows(folder / "preferences.jsonl", pairs)
@@ -270,13 +277,6 @@ def rank_responses(rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[
     if agreements:
         figures["agreement/gold"] = fmean(agreements)
     return figures
-
-
-def gold_totals(row: dict[str, Any]) -> list[float]:
-    """Gold score of each response to a help-desk question."""
-    count = len(row["responses"])
-    columns = {"family": [row["family"]] * count, "answer": [row["answer"]] * count}
-    return gold_reward([row["prompt"]] * count, row["responses"], **columns)
 
 
 def agreement_with_gold(ranks: list[int], gold: list[float]) -> list[bool]:

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, run
-from tieback.data.sources import HELPDESK
+from tieback.data.worlds import WORLDS
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.prompts import load_prompts
@@ -249,7 +249,7 @@ def held_out_prompts(
         split=args.dataset_test_split,
         config=args.dataset_config,
         # The built-in world makes as many as are asked for; of a source with an order of its own, some are drawn below.
-        max_rows=args.num_prompts if args.dataset_name == HELPDESK else None,
+        max_rows=args.num_prompts if args.dataset_name in WORLDS else None,
         seed=args.seed,
     )
     if len(prompts) > args.num_prompts:

@@ -5,7 +5,6 @@ import json
 import datasets
 import pytest
 
-from tieback.data import sources
 from tieback.data.errors import DataError
 from tieback.data.sources import load_rows
 
@@ -118,12 +117,12 @@ def test_without_a_network_the_message_says_what_else_there_is(monkeypatch):
 
 
 def test_the_help_desk_has_a_natural_split_for_each_kind():
-    demonstrations = load_rows(sources.HELPDESK, "demonstrations", max_rows=22, seed=3).dataset
+    demonstrations = load_rows("helpdesk", "demonstrations", max_rows=22, seed=3).dataset
     assert {"prompt", "completion"} <= set(demonstrations.column_names)
-    prompts = load_rows(sources.HELPDESK, "prompts", max_rows=22, seed=3).dataset
+    prompts = load_rows("helpdesk", "prompts", max_rows=22, seed=3).dataset
     assert prompts.column_names == ["prompt", "family", "answer"]
-    assert prompts[:] == load_rows(sources.HELPDESK, "prompts", split="ppo", max_rows=22, seed=3).dataset[:]
-    again = load_rows(sources.HELPDESK, "prompts", split="demonstrations", max_rows=22, seed=3).dataset
+    assert prompts[:] == load_rows("helpdesk", "prompts", split="ppo", max_rows=22, seed=3).dataset[:]
+    again = load_rows("helpdesk", "prompts", split="demonstrations", max_rows=22, seed=3).dataset
     assert again["prompt"][:] == demonstrations["prompt"][:]
     assert again.column_names == ["prompt", "family", "answer"]
 
@@ -142,4 +141,4 @@ def test_the_help_desk_has_a_natural_split_for_each_kind():
 )
 def test_the_help_desk_says_what_it_does_not_have(kind, split, message):
     with pytest.raises(DataError, match=message):
-        load_rows(sources.HELPDESK, kind, split=split, max_rows=5)
+        load_rows("helpdesk", kind, split=split, max_rows=5)

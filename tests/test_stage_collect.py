@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from tieback.cli.errors import UsageError
 from tieback.data.helpdesk import annotate, gold_scores, make_split
 from tieback.data.tokenizer import train_tokenizer
+from tieback.data.worlds import WORLDS
 from tieback.pipeline import collect, response_files
 from tieback.pipeline.arguments import RECIPES
 from tieback.pipeline.model_loading import new_policy
@@ -182,7 +183,7 @@ def test_pairs_are_those_of_the_annotators_rankings(tmp_path):
         }
         for number, row in enumerate(questions.select(range(30)))
     ]
-    metrics = collect.rank_responses(rows, tmp_path, seed=7)
+    metrics = collect.rank_responses(rows, WORLDS["helpdesk"], tmp_path, seed=7)
 
     expected, right, judged = [], 0, 0
     for row in rows:
@@ -215,7 +216,7 @@ def test_without_an_annotator_responses_are_left_for_people(policy, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"Say {n}"}) + "\n" for n in range(3)))
     arguments = ("--dataset_name", str(path), "--dataset_train_split", "train")
-    with pytest.raises(UsageError, match="columns family and answer"):
+    with pytest.raises(UsageError, match=r"\(helpdesk: answer and family\), which .* does not have"):
         run(policy, tmp_path / "out", *arguments)
     run(policy, tmp_path / "out", *arguments, "--annotator", "none")
     assert [row["prompt"] for row in read(tmp_path / "out" / "responses.jsonl")] == [
