@@ -11,7 +11,7 @@ import yaml
 from tieback.cli.arguments import RecipeParser, check_settings, instances, nearest
 from tieback.cli.errors import UsageError
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 @dataclass
