@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 PLANTED = """
-from tieback.cli.results import write_metrics
+from tieback.cli.errors import run
 from tieback.data.rankings import ranking_to_pairs
 
 ranking_to_pairs("not a row")
-write_metrics("a folder", [1.0])
+run("not a function")
 """
 
 
@@ -26,7 +26,7 @@ def test_a_wrong_argument_type_for_a_function_of_another_package_is_reported(tmp
     errors = [line.split("error: ")[1] for line in done.stdout.splitlines() if "error: " in line]
     assert len(errors) == 2, done.stdout
     assert errors[0].startswith('Argument 1 to "ranking_to_pairs" has incompatible type "str"')
-    assert errors[1].startswith('Argument 2 to "write_metrics" has incompatible type "list[float]"')
+    assert errors[1].startswith('Argument 1 to "run" has incompatible type "str"')
 
 
 def test_an_import_against_the_one_way_breaks_a_contract(tmp_path: Path) -> None:
