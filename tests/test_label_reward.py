@@ -7,14 +7,13 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
-from tieback.data.helpdesk import annotate, make_split
+from tieback.data.helpdesk import annotate, gold_totals, make_split
 from tieback.data.helpdesk.demonstrations import write_completion
 from tieback.data.helpdesk.questions import draw_questions
 from tieback.data.rankings import ranking_to_pairs
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import reward
 from tieback.pipeline.arguments import RECIPES
-from tieback.pipeline.collect import gold_totals
 from tieback.pipeline.label import open_log
 from tieback.pipeline.labelling.items import read_responses
 from tieback.pipeline.labelling.page import build_page, open_page
