@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,7 @@ def main() -> None:
     # pdoc reads a module's dictionary, where a name that is imported when it is first asked for does not stand yet.
     for name in tieback.__all__:
         setattr(tieback, name, getattr(tieback, name))
+    shutil.rmtree(OUTPUT, ignore_errors=True)
     pdoc.render.configure(docformat="google")
     packages = [p.name for p in pkgutil.iter_modules(tieback.__path__, "tieback.") if p.ispkg]
     # What that module hands on is TRL's, whose annotations need libraries that are not installed.
