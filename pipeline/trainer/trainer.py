@@ -332,7 +332,10 @@ class PPOTrainer(CheckpointedTrainer):
     # Evaluation and logging.
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Complete and score the evaluation prompts with the policy as it is; training's random state is untouched.
 
