@@ -43,7 +43,10 @@ def main() -> None:
         raise SystemExit(2)
     module = PROGRAMS[name][0]
     if module.startswith("tieback.classic_rl.") and any(map(_is_missing, CLASSIC)):
-        print(f"error: {name} needs `pip install 'tieback[classic]'`.", file=sys.stderr)
+        print(
+            f"error: {name} needs `pip install 'tieback[classic]'` (in a checkout, `make setup`).",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     del sys.argv[1]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

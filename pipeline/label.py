@@ -118,7 +118,7 @@ def main() -> None:
     missing = [name for name in ("gradio", "krippendorff") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"{' and '.join(missing)} must be installed: pip install -e '.[label]' -c constraints.txt"
+            f"{' and '.join(missing)} must be installed: `pip install 'tieback[label]'` (in a checkout, `make setup`)."
         )
     (args,) = parse_flags(LabelArguments, "python -m pipeline.label")
     if not args.summary:
