@@ -10,7 +10,7 @@ RECIPE ?= helpdesk
 RUN ?= runs/$(RECIPE)
 # accelerate would choose as many threads by itself, but say so at length.
 THREADS = $(shell $(BIN)/python -c "import psutil; print(psutil.cpu_count(logical=False) or 1)")
-LAUNCH ?= OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),$(THREADS)) accelerate launch --config_file accelerate_configs/cpu.yaml
+LAUNCH ?= OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),$(THREADS)) accelerate launch --quiet --config_file accelerate_configs/cpu.yaml
 DATA ?=
 ARGS ?=
 ROUNDS ?= 1

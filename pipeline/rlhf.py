@@ -116,7 +116,8 @@ def launcher(launch: str | None) -> tuple[list[str], dict[str, str]]:
         config = str(ACCELERATE_CONFIGS / "cpu.yaml")
         # Accelerate would choose as many threads by itself, but say so at length.
         threads = os.environ.get("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
-        words = ["accelerate", "launch", "--config_file", config]
+        # Quiet: a stage's message of one line would be buried under the launcher's own traceback.
+        words = ["accelerate", "launch", "--quiet", "--config_file", config]
         environment = {"OMP_NUM_THREADS": threads}
     else:
         try:

@@ -143,6 +143,18 @@ def test_the_first_stage_that_fails_ends_the_run_with_its_status(tmp_path):
     assert (tmp_path / "ran").read_text().split() == ["sft", "collect", "reward"]
 
 
+def test_a_stage_that_refuses_its_input_leaves_one_line(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3, "completion": "c"}\n')
+    command = [sys.executable, str(ROOT / "pipeline" / "rlhf.py"), "--recipe", "smoke"]
+    done = subprocess.run(
+        [*command, "--run_dir", str(tmp_path / "run"), "--dataset_name", str(rows)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr == f"error: {rows}, line 2, column `prompt`: text is wanted, not a number.\n"
+
+
 def test_make_hands_its_variables_over():
     command = ["make", "--dry-run", "--no-print-directory", "rlhf", "RUN=r", "ROUNDS=2", "DATA=d.jsonl"]
     printed = subprocess.run(
