@@ -130,6 +130,10 @@ BAD_DATA: dict[str, tuple[dict[str, list[Any]], str]] = {
         r"train_dataset has no `prompt` column; its columns are \['question'\]",
     ),
     "empty": ({"prompt": []}, r"train_dataset is empty"),
+    "a name of the trainer's": (
+        {"prompt": ["red"] * 8, "completions": ["blue"] * 8},
+        r"train_dataset has a column `completions`, but reward functions receive prompts, completions, completion_ids",
+    ),
     "an empty prompt": (
         {"prompt": ["red"] * 5 + ["", "blue", "up"]},
         r"train_dataset, row 6: the prompt is empty",

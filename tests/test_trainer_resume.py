@@ -14,6 +14,7 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.scorers import RewardError
@@ -224,6 +225,23 @@ def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
         "checkpoint-6",
     ]
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
+def test_a_checkpoint_says_how_many_are_kept_and_a_failure_to_save_does_not_forget_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trainer(tmp_path, save_total_limit=2)
+    trained.train()
+    saved = json.loads((whole_checkpoints(tmp_path, STATE_FILE)[-1] / "ppo_config.json").read_text())
+    assert saved["save_total_limit"] == 2
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trained._save_checkpoint(trained.model, None)
+    assert trained.args.save_total_limit == 2
 
 
 def test_the_best_checkpoint_stays_too_and_is_what_remains_at_the_end(tmp_path: Path) -> None:

@@ -134,6 +134,9 @@ class CheckpointedTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         self.accelerator.unwrap_model(self.model).save(folder, state_dict)
         self.processing_class.save_pretrained(folder)
+        self._write_settings(folder)
+
+    def _write_settings(self, folder: str | Path) -> None:
         Path(folder, PPO_CONFIG).write_text(self.args.to_json_string())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -142,11 +145,14 @@ class CheckpointedTrainer(Trainer):
             clear_state(folder)
         # Trainer would delete older checkpoints before every process has written its part of this one.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
+        self._write_settings(folder)  # again, with the limit
         if not self.args.save_only_model:
             write_state(folder, {name: part.state_dict() for name, part in self.run_state.items()})
         rotate_checkpoints(

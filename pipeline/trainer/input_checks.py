@@ -7,6 +7,9 @@ from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.texts import encode_prompts
 from tieback.pipeline.trainer.config import PPOConfig
 
+# What a reward function is called with besides the columns of the data.
+REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids")
+
 
 def check_devices(num_devices: int) -> None:
     """Check that one process has one device.
@@ -41,6 +44,12 @@ def check_dataset(
         raise UsageError(f"{name} has no `prompt` column; its columns are {dataset.column_names}.")
     if len(dataset) == 0:
         raise UsageError(f"{name} is empty.")
+    taken = [column for column in dataset.column_names if column in REWARD_ARGUMENTS]
+    if taken:
+        raise UsageError(
+            f"{name} has a column `{taken[0]}`, but reward functions receive {', '.join(REWARD_ARGUMENTS)} from the "
+            "trainer, and the columns beside them. Rename the column."
+        )
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     for number, prompt in enumerate(dataset["prompt"], start=1):
         text = prompt if isinstance(prompt, str) else prompt[-1].get("content") if prompt else ""
