@@ -31,7 +31,7 @@ from tieback.data.rankings import ranking_to_pairs
 from tieback.data.worlds import WORLDS, World, world_of
 from tieback.pipeline import response_files
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, weights_digest
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.rollout.responses import own_share
 from tieback.pipeline.rollout.sampler import Sampler, make_sampler
@@ -204,7 +204,7 @@ def sampling_settings(args: CollectArguments, path: str) -> dict[str, Any]:
         *("num_responses", "batch_size", "seed", "dtype"),
     )
     own = {name: getattr(args, name) for name in names}
-    return own | rollout | {"model": response_files.weights_digest(path)}
+    return own | rollout | {"model": weights_digest(path)}
 
 
 def respond(

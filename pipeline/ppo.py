@@ -25,7 +25,7 @@ from trl import ModelConfig, get_peft_config
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.interruption import exit_if_interrupted
-from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, weights_of
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.scorers import Scorer, load_scorer
@@ -85,7 +85,8 @@ def main() -> None:
         model_args.model_name_or_path = str(run.stage_dir("sft"))
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     policy = load_base_policy(model_args, tokenizer, args.output_dir)
-    rewards = [load_scorer(name, args.per_device_eval_batch_size) for name in reward_names(ppo_args, run)]
+    names = reward_names(ppo_args, run)
+    rewards = [load_scorer(name, args.per_device_eval_batch_size) for name in names]
     prompts, counts = load_prompts(
         "ppo",
         ppo_args.dataset_name,
@@ -111,9 +112,12 @@ def main() -> None:
         value_model=critic_to_start_from(ppo_args.critic_init, rewards),
         peft_config=get_peft_config(model_args),
     )
+    models = {"policy": model_args.model_name_or_path}
+    models |= {f"reward {number}": name for number, name in enumerate(names, start=1)}
+    settings = run.recipe | weights_of(models)
     trainer.train(
         resume_from_checkpoint=checkpoint_to_resume(
-            args.output_dir, args.resume_from_checkpoint, run.recipe, STATE_FILE
+            args.output_dir, args.resume_from_checkpoint, settings, STATE_FILE
         )
     )
     exit_if_interrupted(trainer, trainer.interrupt)
@@ -126,7 +130,7 @@ def main() -> None:
         "train/iterations": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
-    finish_stage("ppo", args.output_dir, metrics, run.recipe)
+    finish_stage("ppo", args.output_dir, metrics, settings)
     trainer.end()
 
 

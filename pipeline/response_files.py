@@ -5,7 +5,6 @@ counts when all of it is there; what a kill tore off is sampled again, with the 
 file is the same byte for byte however often the run was interrupted and on however many processes.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,18 +76,6 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all."""
     _write_whole(path, b"".join(_line(row) for row in rows))
-
-
-def weights_digest(path: str | Path) -> str:
-    """SHA-256 of a local model's safetensors files; the name itself for a model of the hub."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        return str(path)
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _whole_lines(path: Path) -> dict[str, bytes]:

@@ -31,7 +31,13 @@ from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.interruption import train_interruptibly
-from tieback.pipeline.model_loading import check_chat_template, context_length, load_tokenizer, model_kwargs
+from tieback.pipeline.model_loading import (
+    check_chat_template,
+    context_length,
+    load_tokenizer,
+    model_kwargs,
+    weights_of,
+)
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
@@ -107,9 +113,8 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
-    train_interruptibly(
-        trainer, checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, run.recipe)
-    )
+    settings = run.recipe | weights_of({"model": start})
+    train_interruptibly(trainer, checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings))
     save(trainer, start, model_args, tokenizer)
     steps, history = trainer.state.global_step, trainer.state.log_history
     del trainer, model
@@ -128,7 +133,7 @@ def main() -> None:
     dropped = {"identical": 0, **rows.dropped, "identical_after_truncation": num_identical}
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
     metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
-    finish_stage("reward", args.output_dir, metrics, run.recipe)
+    finish_stage("reward", args.output_dir, metrics, settings)
     state.wait_for_everyone()
 
 

@@ -31,6 +31,7 @@ from tieback.pipeline.model_loading import (
     load_policy,
     load_tokenizer,
     new_policy,
+    weights_of,
 )
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.prompts import fit_prompts
@@ -110,7 +111,9 @@ def main() -> None:
     )
     show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
     stop_ids = model.generation_config.eos_token_id
-    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, run.recipe)
+    path = model_args.model_name_or_path
+    settings = run.recipe | weights_of({} if path is None else {"model": path})
+    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings)
     result = train_interruptibly(trainer, resume)
     evaluation = trainer.evaluate() if held_out is not None else {}
     model.generation_config.eos_token_id = stop_ids  # the Trainer may have put the tokenizer's EOS alone
@@ -132,7 +135,7 @@ def main() -> None:
         "train/steps": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
-    finish_stage("sft", args.output_dir, metrics, run.recipe)
+    finish_stage("sft", args.output_dir, metrics, settings)
     PartialState().wait_for_everyone()
 
 

@@ -65,7 +65,7 @@ def finish_stage(
 ) -> None:
     """Write `settings.json` and `metrics.json` into `output_dir` and print a table, on the main process only.
 
-    `recipe` is what the recipe and the command line set.
+    `recipe` is what the recipe and the command line set, with digests of the models that the stage started from.
     """
     if not PartialState().is_main_process:
         return

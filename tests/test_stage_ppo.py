@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tieback.cli.errors import UsageError
@@ -175,3 +176,23 @@ def test_the_critic_can_start_from_the_policy_and_rewards_be_functions_alone(
     assert metrics["reward/short"] < 0
     assert metrics["num_prompts/train"] == 12
     assert metrics["train/iterations"] == 2
+
+
+def test_an_interrupted_run_does_not_go_on_from_another_sft_or_reward_model(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "ppo"
+    run(run_dir, output, "--save_steps", "1")
+    (output / "metrics.json").unlink()  # as if it had been killed before its end
+    for stage, role in (("sft", "policy"), ("reward", "reward 1")):
+        path = run_dir / stage / "model.safetensors"
+        before = path.read_bytes()
+        weights = load_file(path)
+        save_file({name: tensor + 0.01 for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+        with pytest.raises(
+            UsageError, match=rf"started with other settings \(weights of {role} was '\w{{16}}', is '"
+        ):
+            run(run_dir, output, "--save_steps", "1")
+        path.write_bytes(before)
+    run(run_dir, output, "--save_steps", "1")
+    assert json.loads((output / "metrics.json").read_text())["train/iterations"] == 2

@@ -115,7 +115,9 @@ def _differences(names: Sequence[str], reports: Sequence[Report]) -> str:
     differing = [
         name
         for name in known
+        # Folders and the weights of models differ from run to run by themselves.
         if not name.endswith((": run_dir", ": output_dir"))
+        and ": weights of " not in name
         and any(own.get(name) != settings[0].get(name) for own in settings)
     ]
     if not differing:
