@@ -348,7 +348,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings, message):
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else real(name))
-    with pytest.raises(UsageError, match=r"gradio must be installed: pip install -e '\.\[label\]'"):
+    with pytest.raises(UsageError, match=r"gradio must be installed: `pip install 'tieback\[label\]'`"):
         label.main()
 
 
