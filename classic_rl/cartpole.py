@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tieback.classic_rl import dqn, ppo
 from tieback.classic_rl.evaluation import Act, episode_returns, film_episode, write_video
-from tieback.classic_rl.networks import ActorCritic, MlpActorCritic, q_network
+from tieback.classic_rl.networks import ActorCritic, mlp_actor_critic, q_network
 from tieback.classic_rl.plots import draw_policy_map
 from tieback.classic_rl.rollout import Collector
 from tieback.classic_rl.settings import PPOArguments, new_default, require_positive
@@ -202,7 +202,8 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
         network = q_network(MAGNITUDES, NUM_ACTIONS)
         evaluations = train_dqn(network, settings, arguments.seed, accelerator)
     else:
-        network = actor_critic = MlpActorCritic(len(MAGNITUDES), NUM_ACTIONS)
+        sample = make_env(1)
+        network = actor_critic = mlp_actor_critic(sample.single_observation_space, sample.single_action_space)
         evaluations = train_ppo(actor_critic, settings, arguments.seed, accelerator)
     best, steps = train_to_the_best(network, evaluations, settings.total_steps, folder, accelerator)
     seconds = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{METRICS} holds finite numbers only, but `{name}` is {value!r}.")
     write_json(Path(folder) / METRICS, dict(metrics))
+
+
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()
+) -> list[str]:
+    """Say of each setting that differs what it was and what it is, but for those in `free`; empty where none does."""
+    return [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted((before.keys() | now.keys()) - set(free))
+        if before.get(name) != now.get(name)
+    ]
 
 
 def print_metrics(title: str, metrics: Mapping[str, float]) -> None:

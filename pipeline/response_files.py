@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tieback.cli.errors import UsageError
+from tieback.cli.results import changed_settings
 
 RESPONSES = "responses.jsonl"
 _SETTINGS = "responses.settings.json"
@@ -26,11 +27,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / _SETTINGS
     if path.is_file() and any(folder.glob("responses*.jsonl")):
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
-            for name in sorted(before.keys() | settings.keys())
-            if before.get(name) != settings.get(name)
-        ]
+        changed = changed_settings(before, settings)
         if changed:
             raise UsageError(
                 f"{folder / RESPONSES} was sampled under other settings ({'; '.join(changed)}). Remove {folder} to "

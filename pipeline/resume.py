@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 
 from tieback.cli.errors import UsageError
-from tieback.cli.results import METRICS, write_json
+from tieback.cli.results import METRICS, changed_settings, write_json
 
 # What Trainer writes last: a checkpoint without it was torn by a kill.
 TRAINER_STATE = "trainer_state.json"
@@ -108,11 +108,7 @@ def _check_settings(folder: Path, now: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted((before.keys() | now.keys()) - _FREE)
-        if before.get(name) != now.get(name)
-    ]
+    changed = changed_settings(before, now, _FREE)
     if changed:
         raise UsageError(
             f"The run in {folder} was interrupted, and was started with other settings ({'; '.join(changed)}). Give the same "
