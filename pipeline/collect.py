@@ -92,7 +92,7 @@ class CollectArguments(RolloutSettings):
 
 def main() -> None:
     """Run the stage."""
-    begin_stage("collect")
+    begin_stage()
     run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)

@@ -132,7 +132,7 @@ class EvaluateArguments(RolloutSettings):
 
 def main() -> None:
     """Run the stage."""
-    begin_stage("evaluate")
+    begin_stage()
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     accelerator = Accelerator()
     load_whole()

@@ -77,7 +77,7 @@ class PPOArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage("ppo")
+    begin_stage()
     run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
     if model_args.model_name_or_path is None:

@@ -88,7 +88,7 @@ class RewardArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage("reward")
+    begin_stage()
     run, data_args, args, model_args = parse_stage(
         "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
     )

@@ -81,7 +81,7 @@ class SFTArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage("sft")
+    begin_stage()
     run, data_args, args, model_args = parse_stage(
         "sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig)
     )

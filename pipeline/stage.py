@@ -3,9 +3,7 @@
 import json
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,10 @@ from tieback.cli.devices import choose_device
 from tieback.cli.results import print_metrics, write_json, write_metrics
 
 
-def begin_stage(stage: str) -> None:
-    """Let libraries speak of errors alone, find out which device this process has, and warn of what does not work yet."""
+def begin_stage() -> None:
+    """Let libraries speak of errors alone, and find out which device this process has."""
     quiet_libraries()
-    state = choose_device()
-    for warning in backend_warnings(stage, os.environ):
-        state.print(f"warning: {warning}", file=sys.stderr)
-
-
-def backend_warnings(stage: str, environment: Mapping[str, str]) -> list[str]:
-    """What does not train rightly yet with the backend that `accelerate launch` put into the environment."""
-    warnings_ = []
-    fsdp2 = environment.get("ACCELERATE_USE_FSDP") == "true" and environment.get("FSDP_VERSION") == "2"
-    if stage == "ppo" and fsdp2 and environment.get("ACCELERATE_MIXED_PRECISION") == "bf16":
-        warnings_.append(
-            "FSDP 2 in bf16 rounds the log-probabilities that PPO compares, so this run does not train rightly. Use "
-            "accelerate_configs/multi_gpu.yaml or zero2.yaml, or --mixed_precision no."
-        )
-    zero3 = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    if stage in ("reward", "ppo", "evaluate") and zero3:
-        warnings_.append(
-            f"DeepSpeed ZeRO 3 does not work with the stage {stage} yet. Use accelerate_configs/zero2.yaml or "
-            "multi_gpu.yaml."
-        )
-    return warnings_
+    choose_device()
 
 
 def quiet_libraries() -> None:

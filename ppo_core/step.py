@@ -28,7 +28,7 @@ class ActorCritic(Protocol):
     """All that `update` asks of a policy; usually it is an `nn.Module`, too."""
 
     def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probabilities of the minibatch's actions, values and entropies, each `[b, T]`."""
+        """Return log-probabilities of the minibatch's actions, values and entropies, each `[b, T]`, in float32."""
         ...
 
 
@@ -134,7 +134,11 @@ class MinibatchStep:
         return [{name: next(totals) for name in group} for group in parts[0]]
 
     def _evaluate(self, micro_batch: Batch) -> PolicyOutputs:
-        """What the policy's `evaluate` says of a micro-batch, in float32."""
+        """What the policy's `evaluate` says of a micro-batch.
+
+        Raises:
+            ValueError: an output is of a wrong shape, or was rounded to low precision.
+        """
         with self.accelerator.autocast():
             if isinstance(self.policy, nn.Module):
                 outputs = _call_evaluate(self.policy, self.inner, micro_batch)
@@ -145,6 +149,11 @@ class MinibatchStep:
                 raise ValueError(
                     f"The policy's evaluate returned {name} of shape {list(output.shape)} for a minibatch of shape "
                     f"{list(micro_batch.mask.shape)}: it must return one a step."
+                )
+            if output.dtype in (torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"The policy's evaluate returned {name} in {output.dtype}, whose steps are wider than those that PPO "
+                    "takes: compute them in float32. (FSDP rounds what a module returns to its output_dtype.)"
                 )
         return PolicyOutputs(*(output.float() for output in outputs))
 

@@ -85,15 +85,21 @@ def is_classifier(path: str | Path, **kwargs: Any) -> bool:
     return _is_classifier(AutoConfig.from_pretrained(path, **_hub_arguments(kwargs)))
 
 
-def init_head(model: PreTrainedModel) -> None:
+def init_head(model: PreTrainedModel, generator: torch.Generator | None = None) -> None:
     """Draw the head's weight [1, d] from N(0, 1/(d + 1)), and set its bias and the calibration bias to 0.
+
+    Args:
+        model: with a `score` head.
+        generator: on the CPU; the global one where None.
 
     Source: Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (detail 11), after Stiennon et al. 2020.
     """
     head = reward_head(model)
-    nn.init.normal_(head.weight, std=head_std(head.in_features))
-    if head.bias is not None:
-        nn.init.zeros_(head.bias)
+    drawn = torch.randn(head.weight.shape, generator=generator) * head_std(head.in_features)
+    with torch.no_grad():
+        head.weight.copy_(drawn)
+        if head.bias is not None:
+            head.bias.zero_()
     set_reward_bias(model, 0.0)
 
 

@@ -15,7 +15,7 @@ CONFIGS = ROOT / "accelerate_configs"
 # Lets sharded configurations shard on the CPU (see its docstring).
 SHIM = Path(__file__).parent / "cpu_backends"
 
-SHARDED = ("multi_gpu", "zero2", "zero3", "fsdp2")
+BACKENDS = ("multi_gpu", "zero2", "zero3", "fsdp2")
 
 
 def free_port() -> int:

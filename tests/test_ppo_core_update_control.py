@@ -210,8 +210,7 @@ def test_bf16_autocast_reaches_evaluate_and_losses_stay_in_fp32() -> None:
     class Recorder(ToyActorCritic):
         def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             autocast.add(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
-            logprobs, values, entropies = super().evaluate(minibatch)
-            return logprobs.bfloat16(), values.bfloat16(), entropies.bfloat16()
+            return super().evaluate(minibatch)
 
     autocast: set[Any] = set()
     batch = make_batch(LENGTHS)
@@ -223,6 +222,20 @@ def test_bf16_autocast_reaches_evaluate_and_losses_stay_in_fp32() -> None:
     exact, exact_stats = run(batch, PLAIN)
     torch.testing.assert_close(after, exact, rtol=0.02, atol=0.02)
     assert stats.policy_loss == pytest.approx(exact_stats.policy_loss, abs=0.02)
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_outputs_are_refused(column: int, dtype: torch.dtype) -> None:
+    class Rounded(ToyActorCritic):
+        def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            outputs = list(super().evaluate(minibatch))
+            outputs[column] = outputs[column].to(dtype)
+            return tuple(outputs)
+
+    name = ("log-probabilities", "values", "entropies")[column]
+    with pytest.raises(ValueError, match=rf"returned {name} in {dtype}.*compute them in float32"):
+        run(make_batch(LENGTHS), HARD, policy=Rounded())
 
 
 def test_a_call_of_a_module_or_its_wrapper_leads_to_evaluate_and_the_policy_gets_its_forward_back() -> None:

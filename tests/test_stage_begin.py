@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from trl import ModelConfig
 
 from tieback.classic_rl import cartpole, gridworld, pong
@@ -18,7 +16,6 @@ from tieback.pipeline.collect import CollectArguments
 from tieback.pipeline.label import LabelArguments, check_address
 from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.rlhf import RlhfArguments
-from tieback.pipeline.stage import backend_warnings
 from tieback.pipeline.trainer import PPOConfig
 
 ROOT = Path(__file__).parents[1]
@@ -161,33 +158,6 @@ def test_a_model_of_ones_own_is_taken_where_recipe_and_folder_are_named(tmp_path
 
 
 # Backends.
-
-
-@pytest.mark.parametrize(
-    ("name", "warned"),
-    [
-        ("cpu", ()),
-        ("single_gpu", ()),
-        ("multi_gpu", ()),
-        ("zero2", ()),
-        ("fsdp2", ("ppo",)),
-        ("zero3", ("reward", "ppo", "evaluate")),
-    ],
-)
-def test_a_start_with_a_backend_that_does_not_work_yet_says_so(name: str, warned: tuple[str, ...]) -> None:
-    """With the environment that Accelerate makes of the configuration."""
-    config = str(ROOT / "accelerate_configs" / f"{name}.yaml")
-    args = launch_command_parser().parse_args(["--config_file", config, str(ROOT / "pipeline" / "ppo.py")])
-    args, _, _ = _validate_launch_command(args)
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = []
-        _, environment = prepare_deepspeed_cmd_env(args)
-    else:
-        environment = prepare_multi_gpu_env(args)
-    stages = ("sft", "collect", "reward", "ppo", "evaluate")
-    assert tuple(stage for stage in stages if backend_warnings(stage, environment)) == warned
-    if name == "fsdp2":
-        assert backend_warnings("ppo", {**environment, "ACCELERATE_MIXED_PRECISION": "no"}) == []
 
 
 # Faults of ours.

@@ -13,17 +13,18 @@ PACKAGES = ("ppo_core", "data", "reward_model", "pipeline", "classic_rl", "bench
 
 # How each is called: number of positional arguments, and keywords.
 CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "add_hooks": (1, ()),
     "prepare_deepspeed": (2, ()),
-    "prepare_fsdp": (2, ()),
     "print_prompt_completions_sample": (6, ()),
+    "remove_hooks": (1, ()),
     "selective_log_softmax_and_entropy": (4, ()),
-    "unwrap_model_for_generation": (2, ("gradient_checkpointing_kwargs",)),
+    "unwrap_model_for_generation": (2, ("gather_deepspeed3_params", "gradient_checkpointing_kwargs")),
     "use_adapter": (2, ()),
 }
 # Positional parameters whose order we rely on.
 ORDERS = {
+    "add_hooks": ["model"],
     "prepare_deepspeed": ["model", "accelerator"],
-    "prepare_fsdp": ["model", "accelerator"],
     "print_prompt_completions_sample": [
         "prompts",
         "completions",
@@ -32,6 +33,7 @@ ORDERS = {
         "step",
         "num_samples",
     ],
+    "remove_hooks": ["model"],
     "selective_log_softmax_and_entropy": ["logits", "index", "entropy_requires_grad", "temperature"],
     "unwrap_model_for_generation": ["model", "accelerator"],
     "use_adapter": ["model", "adapter_name"],

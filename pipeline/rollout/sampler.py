@@ -133,13 +133,12 @@ class TransformersSampler:
         # Not otherwise: it would keep each batch's key-value cache until the next one is done.
         config.return_dict_in_generate = config.output_scores = with_logprobs
         size = self.batch_size or len(prompt_ids)
+        # The whole model is here: processes need not wait for one another's longest completion.
+        arguments = {"generation_config": config, "synced_gpus": False}
         completions: list[Completion] = []
         for start in range(0, len(prompt_ids), size):
             ids, mask = left_pad(prompt_ids[start : start + size], config.pad_token_id, self.device)
-            # The whole model is here: processes need not wait for one another's longest completion.
-            output = self._model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False
-            )
+            output = self._model.generate(input_ids=ids, attention_mask=mask, **arguments)
             sampled = (output.sequences if with_logprobs else output)[:, ids.shape[1] :]
             logprobs = drawn_logprobs(output.scores, sampled).tolist() if with_logprobs else None
             for row, tokens in enumerate(sampled.tolist()):

@@ -107,9 +107,9 @@ class ActorCritic(nn.Module):
         adapter: dict[str, Any] = {}
         if isinstance(self.policy, PeftModel):
             adapter["selected_adapters"] = ["default"]
-        self.policy.save_pretrained(folder, state_dict=_part(state_dict, "policy."), **adapter)
+        self.policy.save_pretrained(folder, state_dict=_part(state_dict, "policy.", self.policy), **adapter)
         self.critic.save_pretrained(
-            os.path.join(folder, VALUE_MODEL), state_dict=_part(state_dict, "critic.")
+            os.path.join(folder, VALUE_MODEL), state_dict=_part(state_dict, "critic.", self.critic)
         )
 
     def load(self, folder: str) -> None:
@@ -178,9 +178,9 @@ def _load_model(model: PreTrainedModel, folder: str) -> None:
     load_into(model.state_dict(), saved.state_dict())
 
 
-def _part(state_dict: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+def _part(state_dict: dict[str, Tensor] | None, prefix: str, model: nn.Module) -> dict[str, Tensor] | None:
     if state_dict is None:
         return None
-    return {
-        name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
-    }
+    # Gathering has made tensors of their own of tied weights; each is saved once.
+    own = [name for tensors in (model.named_parameters(), model.named_buffers()) for name, _ in tensors]
+    return {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}

@@ -38,7 +38,7 @@ def make_actor_critic(
     Raises:
         UsageError: the models do not fit together (see `make_critic` and `split_reference`).
     """
-    critic = make_critic(value_model, model, scorers)
+    critic = make_critic(value_model, model, scorers, args.seed)
     policy, reference, reference_adapter = split_reference(model, peft_config)
     actor_critic = ActorCritic(policy, critic, args.temperature, args.ent_coef > 0, reference_adapter)
     if args.disable_dropout:
@@ -113,6 +113,7 @@ def make_critic(
     value_model: PreTrainedModel | str | None,
     policy: PreTrainedModel | PeftModel,
     scorers: list[RewardScorer],
+    seed: int,
 ) -> PreTrainedModel:
     """The critic: `value_model` (never the very object that scores), or the policy's backbone with a new head.
 
@@ -131,7 +132,7 @@ def make_critic(
     elif isinstance(policy, PeftModel):
         raise UsageError("Name a value_model: a critic is made of a policy only before it has an adapter.")
     else:
-        critic = _critic_of(policy)
+        critic = _critic_of(policy, seed)
     if not hasattr(critic, "score") or critic.score.out_features != 1:
         raise UsageError(
             f"The critic is a {type(critic).__name__} without a `score` head for one value. Use a "
@@ -147,7 +148,7 @@ def make_critic(
     return as_reward_model(critic)
 
 
-def _critic_of(policy: PreTrainedModel) -> PreTrainedModel:
+def _critic_of(policy: PreTrainedModel, seed: int) -> PreTrainedModel:
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -158,5 +159,6 @@ def _critic_of(policy: PreTrainedModel) -> PreTrainedModel:
     critic = critic_class._from_config(config, dtype=torch.float32)
     copy_weights(policy.base_model, critic.base_model)
     with gathered(reward_head(critic).parameters(), modifier_rank=0):
-        init_head(critic)
+        # The same head whatever the backend, which may have drawn other numbers before.
+        init_head(critic, torch.Generator().manual_seed(seed))
     return critic.to(policy.device)

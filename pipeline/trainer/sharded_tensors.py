@@ -32,14 +32,20 @@ def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = Non
         yield
 
 
-def copy_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy, sharded as the model is; at no time is more than one parameter of it whole."""
+def copy_model(model: PreTrainedModel, whole: bool = False) -> PreTrainedModel:
+    """A copy, sharded as the model is, of which no more than one parameter is whole at any time.
+
+    Args:
+        model: to copy.
+        whole: hold the copy whole on each process instead.
+    """
     copied = copy.deepcopy(model)
     for source, target in zip(model.parameters(), copied.parameters(), strict=True):
         if hasattr(source, "ds_id"):
             with gathered([source]):
                 target.data = source.data.clone()
-            source.convert_to_zero_parameters(param_list=[target])
+            if not whole:
+                source.convert_to_zero_parameters(param_list=[target])
     return copied
 
 

@@ -6,6 +6,7 @@ Under every other backend each process holds every model whole.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic
-from tieback.pipeline.trainer.sharded_tensors import gathered
+from tieback.pipeline.trainer.sharded_tensors import copy_model, gathered
 from tieback.pipeline.trl_internals import (
     add_hooks,
     prepare_deepspeed,
@@ -88,37 +89,52 @@ def place_trained(actor_critic: ActorCritic, accelerator: Accelerator) -> None:
     plugin.transformer_cls_names_to_wrap = []
     _shard(actor_critic, accelerator)
     # It would take whichever module runs first, the policy say, for the root of all others.
-    actor_critic._get_fsdp_state()._lazy_init()
+    cast(FSDPModule, actor_critic)._get_fsdp_state()._lazy_init()
     register_fsdp_forward_method(actor_critic, "generate")
 
 
-def place_reference(reference: nn.Module, accelerator: Accelerator, replicate: bool) -> nn.Module:
-    """Shard the frozen reference model, or put it whole on the device.
+def place_reference(reference: PreTrainedModel, accelerator: Accelerator, replicate: bool) -> PreTrainedModel:
+    """Shard the frozen reference model, or put it whole on the device; it computes as the policy does.
 
     Args:
         reference: causal language model.
         accelerator: names the backend.
         replicate: hold it whole on each process whatever the backend.
     """
-    if accelerator.distributed_type == DistributedType.FSDP and not replicate:
-        _shard(reference, accelerator)
-    elif is_zero3(accelerator) and not replicate:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and not (
+        replicate and is_zero3(accelerator)
+    ):
         # The hooks that gather are in the model itself; the engine's `forward` would hide its arguments.
         return prepare_deepspeed(reference, accelerator).module
-    else:
-        reference.to(accelerator.device)
-    return reference.eval()
-
-
-def place_reward_model(model: PreTrainedModel, accelerator: Accelerator, replicate: bool) -> None:
-    """Shard a reward model in place, in the dtype that it was loaded in, or put it whole on the device (see `place_reference`)."""
     if accelerator.distributed_type == DistributedType.FSDP and not replicate:
-        _shard(model.base_model, accelerator, MixedPrecisionPolicy())
-        model.to(accelerator.device)
+        _shard_frozen(reference, accelerator)
+        return reference.eval()
+    if is_zero3(accelerator):
+        reference = copy_model(reference, whole=True)
+        if accelerator.mixed_precision == "bf16":
+            reference.bfloat16()  # as DeepSpeed does to the policy
+    return reference.to(accelerator.device).eval()
+
+
+def place_reward_model(model: PreTrainedModel, accelerator: Accelerator, replicate: bool) -> PreTrainedModel:
+    """Shard a reward model, in the dtype that it was loaded in, or put it whole on the device (see `place_reference`)."""
+    if accelerator.distributed_type == DistributedType.FSDP and not replicate:
+        _shard_frozen(model.base_model, accelerator, MixedPrecisionPolicy())
     elif is_zero3(accelerator) and not replicate:
-        prepare_deepspeed(model, accelerator)
-    else:
-        model.to(accelerator.device)
+        return prepare_deepspeed(model, accelerator).module
+    elif is_zero3(accelerator):
+        model = copy_model(model, whole=True)
+    return model.to(accelerator.device)
+
+
+def _shard_frozen(
+    module: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy | None = None
+) -> None:
+    _shard(module, accelerator, precision)
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            # The first and the last unit would stay whole for a backward pass that never comes.
+            unit.set_reshard_after_forward(True, recurse=False)
 
 
 def _shard(

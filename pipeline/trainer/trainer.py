@@ -166,7 +166,7 @@ class PPOTrainer(CheckpointedTrainer):
             None if reference is None else place_reference(reference, self.accelerator, replicate)
         )
         for scorer in reward_models:
-            place_reward_model(scorer.model, self.accelerator, replicate)
+            scorer.model = place_reward_model(scorer.model, self.accelerator, replicate)
         place_trained(trained, self.accelerator)
         self.kl_controller = (
             FixedKLController(args.kl_coef)

@@ -15,11 +15,14 @@ from peft import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
+from workers import sharding_checks
 
+from tieback.pipeline.model_loading import load_whole
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
+from tieback.ppo_core.step import MinibatchStep
 
 ADAPTIVE: dict[str, Any] = {
     "kl_target": 0.3,
@@ -36,6 +39,7 @@ ADAPTIVE: dict[str, Any] = {
 }
 SAVED: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
 LORA: dict[str, Any] = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), **SAVED}
+SAMPLE, CLIP = TransformersSampler.sample, MinibatchStep._clip
 CASES: dict[str, dict[str, Any]] = {
     "everything": ADAPTIVE,
     "lora": LORA,
@@ -62,6 +66,7 @@ RESUMED = {"everything": 2, "warm-up": 1, "lora": 1}
 def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:
     """A trainer of global batches of eight, two minibatches each, and micro-batches that do not fall evenly."""
     TransformersSampler.sample = toy.fixed_sample
+    load_whole()  # models made here are whole, and given as objects
     tok = toy.tokenizer()
     reward_model = toy.reward_model(tok)
     defaults = {
@@ -100,8 +105,9 @@ def run(folder: Path, processes: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, settings in CASES.items():
         trainer = make_trainer(folder / name, processes, **settings)
+        steps = count_steps(trainer)
         trainer.train()
-        results[name] = summary(trainer)
+        results[name] = {**summary(trainer), "steps": len(steps)}
     for name, step in RESUMED.items():
         resumed = make_trainer(folder / f"{name} resumed", processes, **CASES[name])
         resumed.train(resume_from_checkpoint=str(folder / name / f"checkpoint-{step}"))
@@ -110,7 +116,9 @@ def run(folder: Path, processes: int) -> dict[str, Any]:
     trainer.evaluate()
     results["evaluation"] = trainer.state.log_history
     results["interrupted"] = interrupted(folder / "interrupted", processes)
-    results["bf16"] = in_bf16(folder / "bf16", processes)
+    results["fp32"] = small_steps(folder / "fp32", processes)
+    results["bf16"] = small_steps(folder / "bf16", processes, bf16=True)
+    results["sharding"] = sharding_checks.run(folder.parent, folder, processes, SAMPLE)
     return results
 
 
@@ -132,9 +140,21 @@ def run_stage(folder: Path, processes: int) -> None:
         toy.run_ppo(folder.parent, "--run_dir", str(folder), *batch, *device)
 
 
-def in_bf16(folder: Path, processes: int) -> dict[str, Any]:
-    """Log ratios [N] of one iteration of small steps in bf16, and the weights' distance from those that it started from."""
-    trainer = make_trainer(folder, processes, bf16=True, optim="adamw_torch", learning_rate=1e-5)
+def count_steps(trainer: PPOTrainer) -> list[float]:
+    """Norms of the gradients with which the optimiser has stepped (filled in as it trains)."""
+    norms: list[float] = []
+
+    def clip(self: MinibatchStep) -> float:
+        norms.append(CLIP(self))
+        return norms[-1]
+
+    MinibatchStep._clip = clip
+    return norms
+
+
+def small_steps(folder: Path, processes: int, **settings: Any) -> dict[str, Any]:
+    """Changes [N] of this process's log-probabilities and values by one iteration of small steps, and its log."""
+    trainer = make_trainer(folder, processes, optim="adamw_torch", learning_rate=1e-5, **settings)
     batches = []
 
     def to_batch(scored: Any) -> Any:
