@@ -1,6 +1,8 @@
 """Policies and tokenizers for the stages: by name, from a folder, or a new small Llama from the recipe."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,36 @@ def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokeni
     except (OSError, ValueError) as error:
         raise UsageError(f"No tokenizer can be loaded from {path}: {_first_line(error)}") from error
     return ensure_pad_token(tokenizer)
+
+
+@contextmanager
+def loading(setting: str, name: Any) -> Iterator[None]:
+    """Name the setting and the model where the library says only that it cannot load.
+
+    Raises:
+        UsageError: nothing can be loaded from `name`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{setting}: no model can be loaded from {name}: {_first_line(error)}") from error
+
+
+def named_tokenizer(setting: str, model: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from where a model was loaded.
+
+    Raises:
+        UsageError: there is none, or the model was made from its config; `setting` is where to give it.
+    """
+    path = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        if path:
+            return load_tokenizer(path)
+    except UsageError as error:
+        raise UsageError(f"{setting} is not given. {error}") from error
+    raise UsageError(
+        f"{setting} is not given, and this {type(model).__name__} was not loaded by a name. Give it."
+    )
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

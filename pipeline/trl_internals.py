@@ -5,16 +5,22 @@
 
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import (
+    is_async_callable,
     print_prompt_completions_sample,
     selective_log_softmax_and_entropy,
+    shutdown_event_loop_in_daemon,
+    start_event_loop_in_daemon,
     use_adapter,
 )
 
 __all__ = [
+    "is_async_callable",
     "prepare_deepspeed",
     "prepare_fsdp",
     "print_prompt_completions_sample",
     "selective_log_softmax_and_entropy",
+    "shutdown_event_loop_in_daemon",
+    "start_event_loop_in_daemon",
     "unwrap_model_for_generation",
     "use_adapter",
 ]

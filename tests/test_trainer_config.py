@@ -1,26 +1,33 @@
 """Settings and data that are refused, each with its message, before any compute is spent."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import toy
-from datasets import Dataset
-from transformers import GenerationConfig
+from datasets import Dataset, DatasetDict
+from peft import PromptTuningConfig
+from transformers import GenerationConfig, LlamaForCausalLM, TrainingArguments
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.trainer import PPOConfig
+from tieback.data.tokenizer import train_tokenizer
+from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "fp16": ({"fp16": True}, r"fp16 is not supported.*Use bf16"),
+    "fp16": ({"fp16": True}, r"fp16=True is not supported.*Use bf16"),
     "gradient accumulation": (
         {"gradient_accumulation_steps": 2},
         r"gradient_accumulation_steps=2.*set micro_batch_size",
     ),
-    "temperature 0": ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0: PPO needs samples"),
-    "negative temperature": ({"temperature": -1.0}, r"temperature must be above 0, got -1\.0"),
+    "temperature 0": (
+        {"temperature": 0.0},
+        r"temperature must be a number above 0, got 0\.0: PPO needs samples",
+    ),
+    "negative temperature": ({"temperature": -1.0}, r"temperature must be a number above 0, got -1\.0"),
     "minibatches": (
         {"per_device_train_batch_size": 10, "num_minibatches": 3},
         r"10 completions an iteration \(per_device_train_batch_size=10 x 1 processes\) do not divide into "
@@ -35,17 +42,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"per_device_train_batch_size": 12, "generation_batch_size": 5},
         r"per_device_train_batch_size=12 does not divide into generation_batch_size=5",
     ),
-    "a smaller last batch": ({"dataloader_drop_last": False}, r"dataloader_drop_last must stay True"),
+    "a smaller last batch": (
+        {"dataloader_drop_last": False},
+        r"dataloader_drop_last=False is not supported: every",
+    ),
     "estimator": ({"kl_estimator": "k4"}, r"kl_estimator must be k1, k2 or k3, got 'k4'"),
     "truncation": ({"truncation": "ignore"}, r"truncation must be 'penalty' or 'bootstrap', got 'ignore'"),
     "completion length": ({"max_completion_length": 0}, r"max_completion_length must be at least 1, got 0"),
-    "kl_coef": ({"kl_coef": -0.1}, r"kl_coef must not be negative, got -0\.1"),
-    "penalty": ({"missing_eos_penalty": -1.0}, r"missing_eos_penalty must not be negative, got -1\.0"),
+    "kl_coef": ({"kl_coef": -0.1}, r"kl_coef must be a finite number of at least 0, got -0\.1"),
+    "penalty": (
+        {"missing_eos_penalty": -1.0},
+        r"missing_eos_penalty must be a finite number of at least 0, got -1\.0",
+    ),
     "warm-up of a critic that does not learn": (
         {"critic_warmup_iterations": 2, "vf_coef": 0.0},
         r"critic_warmup_iterations=2 trains the critic alone, but vf_coef is 0",
     ),
-    "warm-up": ({"critic_warmup_iterations": -1}, r"critic_warmup_iterations must not be negative, got -1"),
+    "warm-up": (
+        {"critic_warmup_iterations": -1},
+        r"critic_warmup_iterations must be a finite number of at least 0, got -1",
+    ),
     "micro_batch_size 0": ({"micro_batch_size": 0}, r"micro_batch_size must be above 0, got 0"),
     "generation_batch_size 0": (
         {"generation_batch_size": 0},
@@ -61,6 +77,84 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "clip_range": ({"clip_range": 0.0}, r"clip_range must be greater than 0"),
     "gamma": ({"gamma": 1.5}, r"gamma must be between 0 and 1"),
     "epochs": ({"num_ppo_epochs": 0}, r"num_ppo_epochs must be a whole number of at least 1"),
+    # What is no number, or none that can be computed with.
+    "text for a number": ({"learning_rate": "1e-3"}, r"learning_rate must be a number, but is '1e-3'"),
+    "a part of an iteration": (
+        {"critic_warmup_iterations": 0.5},
+        r"critic_warmup_iterations must be a whole number, but is 0\.5",
+    ),
+    "half a token": (
+        {"max_completion_length": 6.5},
+        r"max_completion_length must be a whole number, but is 6\.5",
+    ),
+    "text for a truth value": ({"bf16": "yes"}, r"bf16 must be true or false, but is 'yes'"),
+    "a truth value for a number": ({"kl_coef": True}, r"kl_coef must be a number, but is True"),
+    "NaN": ({"missing_eos_penalty": math.nan}, r"missing_eos_penalty must be a number, but is nan"),
+    "infinite kl_coef": ({"kl_coef": math.inf}, r"kl_coef must be a finite number of at least 0, got inf"),
+    "no batch": (
+        {"per_device_train_batch_size": 0},
+        r"per_device_train_batch_size must be above 0, got 0",
+    ),
+    "no evaluation batch": (
+        {"per_device_eval_batch_size": -4},
+        r"per_device_eval_batch_size must be above 0, got -4",
+    ),
+    "a weight that is NaN": (
+        {"reward_weights": [1.0, math.nan]},
+        r"reward_weights must be a list of finite numbers, got \[1\.0, nan\]",
+    ),
+    "one weight for a list": (
+        {"reward_weights": 1.0},
+        r"reward_weights must be a list of finite numbers, got 1\.0",
+    ),
+    "generation_kwargs that are no JSON": (
+        {"generation_kwargs": "{use_cache"},
+        r"generation_kwargs is not valid JSON: Expecting",
+    ),
+    "generation_kwargs that are a list": (
+        {"generation_kwargs": ["use_cache"]},
+        r"generation_kwargs must be a mapping of names to values, got \['use_cache'\]",
+    ),
+    # What Trainer has, and PPO cannot honour.
+    "auto_find_batch_size": ({"auto_find_batch_size": True}, r"auto_find_batch_size=True .*micro_batch_size"),
+    "neftune": ({"neftune_noise_alpha": 5.0}, r"neftune_noise_alpha=5\.0 .*ratio is not 1"),
+    "label smoothing": ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor=0\.1 .*no labels"),
+    "liger": ({"use_liger_kernel": True}, r"use_liger_kernel=True .*Apply the kernels to the model"),
+    "grouping by length": (
+        {"train_sampling_strategy": "group_by_length"},
+        r"train_sampling_strategy=group_by_length .*Choose random or sequential",
+    ),
+    "evaluation in bf16": ({"bf16_full_eval": True}, r"bf16_full_eval=True .*Set bf16=True"),
+    "columns": ({"remove_unused_columns": True}, r"remove_unused_columns=True .*read the columns"),
+    "an optimiser that steps in the backward pass": ({"optim": "lomo"}, r"optim=lomo .*adamw_torch"),
+    "an optimiser that steps layer by layer": (
+        {"optim": "galore_adamw_layerwise"},
+        r"optim=galore_adamw_layerwise .*adamw_torch",
+    ),
+    "an optimiser with a mode": (
+        {"optim": "schedule_free_adamw"},
+        r"optim=schedule_free_adamw .*adamw_torch",
+    ),
+    "split batches": (
+        {"accelerator_config": {"split_batches": True}},
+        r"accelerator_config: split_batches and dispatch_batches are not supported",
+    ),
+    "dispatched batches": (
+        {"accelerator_config": {"dispatch_batches": True}},
+        r"accelerator_config: split_batches and dispatch_batches are not supported",
+    ),
+    "gradient accumulation by another way": (
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+        r"accelerator_config: num_steps is not supported.*set micro_batch_size",
+    ),
+    "sharding without a launcher": (
+        {"fsdp": "full_shard"},
+        r"fsdp needs a launcher.*accelerate launch --config_file accelerate_configs/fsdp2\.yaml",
+    ),
+    "DeepSpeed without a launcher": (
+        {"deepspeed": {"zero_optimization": {"stage": 2}}},
+        r"deepspeed needs a launcher.*accelerate_configs/zero2\.yaml",
+    ),
 }
 
 
@@ -142,6 +236,26 @@ BAD_DATA: dict[str, tuple[dict[str, list[Any]], str]] = {
         {"prompt": ["red", " \n ", *["up"] * 6]},
         r"train_dataset, row 2: the prompt is empty",
     ),
+    "numbers": (
+        {"prompt": [1] * 8},
+        r"train_dataset, row 1: the prompt is 1\. Write a text, or a list of messages",
+    ),
+    "lists of texts": (
+        {"prompt": [["red", "cat"]] * 8},
+        r"train_dataset, row 1: the prompt is \['red', 'cat'\]\. Write a text, or a list of messages",
+    ),
+    "a message in the place of a conversation": (
+        {"prompt": [{"role": "user", "content": "red"}] * 8},
+        r"train_dataset, row 1: the prompt is \{'role': 'user', 'content': 'red'\}\. Write a text",
+    ),
+    "messages without a role": (
+        {"prompt": [[{"content": "red"}]] * 8},
+        r"train_dataset, row 1: the prompt is \[\{'content': 'red'\}\]\. Write a text, or a list of messages",
+    ),
+    "content in parts": (
+        {"prompt": [[{"role": "user", "content": [{"type": "text", "text": "red"}]}]] * 8},
+        r"train_dataset, row 1: the prompt is .*\. Write a text, or a list of messages",
+    ),
     "no prompt": ({"prompt": ["red", None, *["up"] * 6]}, r"train_dataset, row 2: the prompt is empty"),
     "an empty message": (
         {"prompt": conversations("red", "blue", "", *["up"] * 5)},
@@ -188,6 +302,144 @@ def test_fewer_prompts_than_one_iteration_takes_are_refused_with_the_numbers(tmp
         match=r"has 7 prompts, but one iteration takes 8 \(per_device_train_batch_size=8 x 1 processes\)",
     ):
         trainer.train()
+
+
+@pytest.mark.parametrize("rows", [list, tuple])
+def test_rows_are_taken_for_a_data_set(tmp_path: Path, rows: Any) -> None:
+    weights = []
+    for dataset in (toy.prompts(), rows(toy.prompts())):
+        trainer = toy.ppo_trainer(tmp_path, train_dataset=dataset)
+        trainer.train()
+        weights.append(toy.weights(trainer.model))
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["numpy", "pandas", "torch"])
+def test_rows_are_plain_values_whatever_the_format_of_the_data_set(tmp_path: Path, form: str) -> None:
+    trainer = toy.ppo_trainer(tmp_path, train_dataset=toy.prompts().with_format(form))
+    trainer.train()
+    assert all(isinstance(completion, list) for completion in trainer._last_rollout.rollout.completions)
+
+
+NO_DATA_SETS: dict[str, tuple[Any, str]] = {
+    "a stream": (
+        toy.prompts().to_iterable_dataset(),
+        r"train_dataset is of type IterableDataset.*read first: Dataset\.from_generator",
+    ),
+    "a generator": (({"prompt": "red"} for _ in range(8)), r"train_dataset is of type generator"),
+    "a name": ("helpdesk", r"train_dataset is of type str\. Give a datasets\.Dataset or a list of rows"),
+    "texts": (["red"] * 8, r"train_dataset is of type list\. Give a datasets\.Dataset or a list of rows"),
+    "no rows": ([], r"train_dataset is empty"),
+    "splits": (
+        DatasetDict(train=toy.prompts(), test=toy.prompts()),
+        r"train_dataset holds several data sets \(train, test\)\. Choose one of them, such as dataset\['train'\]",
+    ),
+    "rows of several types": (
+        [{"prompt": "red"}, {"prompt": 1}],
+        r"train_dataset: the rows are no table.*each of one type",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_DATA_SETS)
+def test_what_is_no_data_set_is_refused_with_what_to_give(tmp_path: Path, kind: str) -> None:
+    given, message = NO_DATA_SETS[kind]
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        toy.ppo_trainer(tmp_path, train_dataset=given)
+
+
+def test_training_without_a_data_set_is_refused(tmp_path: Path) -> None:
+    trainer = toy.ppo_trainer(tmp_path)
+    trainer.train_dataset = None
+    with pytest.raises(UsageError, match=r"train\(\) needs prompts: give the trainer a train_dataset"):
+        trainer.train()
+
+
+def test_prompts_that_the_chat_template_refuses_are_named(tmp_path: Path) -> None:
+    for template, message in (
+        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+        (None, "chat_template is not set"),
+    ):
+        tok = toy.tokenizer()
+        tok.chat_template = template
+        with pytest.raises(UsageError, match=f"train_dataset, row 1: the tokenizer cannot read.*{message}"):
+            toy.ppo_trainer(tmp_path, tok=tok)
+
+
+def test_a_tokenizer_of_another_model_is_refused_where_its_ids_go_beyond_the_model(tmp_path: Path) -> None:
+    model = toy.policy(train_tokenizer([" ".join(toy.WORDS)] * 4, 290))
+    with pytest.raises(
+        UsageError, match=r"train_dataset, row 1: .* token 298 of .* 290 tokens: .* not the model's tokenizer"
+    ):
+        toy.ppo_trainer(tmp_path, model=model)
+
+
+# The trainer's other arguments.
+
+
+NO_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a classifier": (
+        {"model": toy.reward_model(toy.tokenizer())},
+        r"model is of type LlamaForSequenceClassification\. Give a causal language model",
+    ),
+    "a class": ({"model": LlamaForCausalLM}, r"model is of type LlamaForCausalLM\. Give a causal"),
+    "a folder without a model": (
+        {"model": "/nowhere"},
+        r"model: no model can be loaded from /nowhere: ",
+    ),
+    "a critic that is nowhere": (
+        {"value_model": "/nowhere"},
+        r"value_model: no model can be loaded from /nowhere: ",
+    ),
+    "a name for a tokenizer": (
+        {"tok": "gpt2", "model": toy.policy(toy.tokenizer())},
+        r"processing_class is of type str\. Give the model's tokenizer",
+    ),
+    "settings of an adapter": ({"peft_config": {"r": 4}}, r"peft_config is of type dict\. Give a PeftConfig"),
+    "virtual tokens": (
+        {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)},
+        r"adapter of virtual tokens \(PROMPT_TUNING\) cannot be trained.*LoRA",
+    ),
+    "a number for a reward": ({"reward_funcs": 3}, r"reward_funcs: 3 is of type int\. Give a function"),
+    "a reward that is nowhere": (
+        {"reward_funcs": "/nowhere"},
+        r"reward_funcs: no reward model can be loaded from /nowhere: ",
+    ),
+    "a reward model without its tokenizer": (
+        {"reward_funcs": toy.reward_model(toy.tokenizer())},
+        r"reward_processing_classes is not given, and this LlamaForSequenceClassification was not loaded by a name",
+    ),
+    "a negative rate": (
+        {"learning_rate": -1.0},
+        r"learning_rate must be a number of at least 0, but is -1\.0",
+    ),
+    "a negative seed": ({"seed": -1}, r"seed must be a whole number from 0 to 4294967295, but is -1"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_INPUTS)
+def test_what_the_trainer_cannot_use_is_refused_with_what_to_give(tmp_path: Path, kind: str) -> None:
+    arguments, message = NO_INPUTS[kind]
+    with pytest.raises(UsageError, match=message):
+        toy.ppo_trainer(tmp_path, **arguments)
+
+
+def test_settings_of_another_trainer_are_refused(tmp_path: Path) -> None:
+    settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    tok = toy.tokenizer()
+    with pytest.raises(UsageError, match=r"args is of type TrainingArguments\. Give a PPOConfig"):
+        PPOTrainer(toy.policy(tok), toy.id_reward, settings, toy.prompts(), processing_class=tok)
+
+
+def test_a_hub_that_cannot_be_reached_is_named_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whoami(*_: Any, **__: Any) -> None:
+        raise OSError("no token\nand much more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", whoami)
+    with pytest.raises(UsageError, match=r"push_to_hub: .*\(OSError: no token\)\. Log in with"):
+        toy.ppo_trainer(tmp_path, model="/nowhere", push_to_hub=True)
 
 
 def test_several_gpus_without_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

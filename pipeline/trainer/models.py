@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.model_loading import loading
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trl_internals import prepare_deepspeed, prepare_fsdp
@@ -131,8 +132,14 @@ def make_critic(
     Raises:
         UsageError: the critic cannot read the policy's tokens, or has no head for one value.
     """
+    if isinstance(value_model, PeftModel):
+        raise UsageError(
+            "value_model has an adapter of PEFT, but the whole critic is trained. Merge it: "
+            "value_model.merge_and_unload()."
+        )
     if isinstance(value_model, str):
-        critic = load_reward_model(value_model, dtype=torch.float32)
+        with loading("value_model", value_model):
+            critic = load_reward_model(value_model, dtype=torch.float32)
     elif value_model is not None:
         shared = any(value_model is scorer.model for scorer in scorers)
         critic = copy.deepcopy(value_model).float() if shared else value_model
