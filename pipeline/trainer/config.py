@@ -134,6 +134,15 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
     lr_scheduler_type: str = field(
         default="linear", metadata={"help": "Schedule of the learning rates over the iterations."}
     )
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of the schedule, as JSON."}
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Figure of evaluation that the best checkpoint is chosen by, or a schedule follows, such as reward/mean (where not set) or, of several data sets, <name>_reward/mean."
+        },
+    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last, smaller batch of an epoch."}
     )
@@ -164,7 +173,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
         if self.lr_scheduler_type in SCHEDULES_ON_A_METRIC:
             # PyTorch would wait for a smaller figure.
             mode = "max" if self.greater_is_better else "min"
-            self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
+            self.lr_scheduler_kwargs = {"mode": mode} | cast(dict[str, Any], self.lr_scheduler_kwargs or {})
         check_supported(self)
         if self.data_seed is None:
             self.data_seed = self.seed
