@@ -21,6 +21,7 @@ from trl import ModelConfig, get_quantization_config, is_conversational
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.sampler import own_end_ids
+from tieback.reward_model.head import is_classifier
 
 # Reserved tokens that well-known vocabularies hold and no text contains, in order of preference.
 _PADDING_TOKENS = (
@@ -46,16 +47,26 @@ def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokeni
     return ensure_pad_token(tokenizer)
 
 
+def refuse_classifier(path: str | Path, **hub: Any) -> None:
+    """Refuse a model of which Transformers would make a language model with an untrained head.
+
+    Raises:
+        ValueError: it is one; for whoever loads it to say where it was named.
+    """
+    if is_classifier(path, **hub):
+        raise ValueError("it is a classifier, such as a reward model, and not a language model.")
+
+
 @contextmanager
 def loading(setting: str, name: Any) -> Iterator[None]:
-    """Name the setting and the model where the library says only that it cannot load.
+    """Name the setting and the model where a library says only that it cannot load.
 
     Raises:
         UsageError: nothing can be loaded from `name`.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{setting}: no model can be loaded from {name}: {_first_line(error)}") from error
 
 
@@ -140,11 +151,12 @@ def load_policy(
         model_args: dtype, attention, quantisation; the defaults of TRL's `ModelConfig` (fp32) when None.
 
     Raises:
-        UsageError: there is no such model, or a quantised base is to take an adapter in.
+        UsageError: there is no such model, it is a classifier, or a quantised base is to take an adapter in.
     """
     is_adapter = (Path(path) / "adapter_config.json").is_file()
     kwargs = model_kwargs(model_args or ModelConfig())
     try:
+        refuse_classifier(path, revision=kwargs["revision"])
         if is_adapter:
             model = _load_merged(path, kwargs)
         else:

@@ -9,12 +9,13 @@ import pytest
 import torch
 import toy
 from datasets import Dataset, DatasetDict
-from peft import PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig
 from transformers import GenerationConfig, LlamaForCausalLM, TrainingArguments
 
 from tieback.cli.errors import UsageError
 from tieback.data.tokenizer import train_tokenizer
-from tieback.pipeline.trainer import PPOConfig, PPOTrainer
+from tieback.pipeline.model_loading import load_policy
+from tieback.pipeline.trainer import PPOConfig, PPOTrainer, setting_checks
 from tieback.pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -25,9 +26,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "temperature 0": (
         {"temperature": 0.0},
-        r"temperature must be a number above 0, got 0\.0: PPO needs samples",
+        r"temperature must be above 0 and finite, got 0\.0: PPO needs samples",
     ),
-    "negative temperature": ({"temperature": -1.0}, r"temperature must be a number above 0, got -1\.0"),
+    "negative temperature": ({"temperature": -1.0}, r"temperature must be above 0 and finite, got -1\.0"),
     "minibatches": (
         {"per_device_train_batch_size": 10, "num_minibatches": 3},
         r"10 completions an iteration \(per_device_train_batch_size=10 x 1 processes\) do not divide into "
@@ -115,6 +116,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"generation_kwargs": ["use_cache"]},
         r"generation_kwargs must be a mapping of names to values, got \['use_cache'\]",
     ),
+    "a schedule's arguments that are no JSON": (
+        {"lr_scheduler_kwargs": "{min_lr"},
+        r"lr_scheduler_kwargs is not valid JSON: Expecting",
+    ),
+    "a schedule without what it needs": (
+        {"lr_scheduler_type": "cosine_with_min_lr"},
+        r"lr_scheduler_kwargs of lr_scheduler_type=cosine_with_min_lr: One of min_lr",
+    ),
+    "a cache that there is not": (
+        {"generation_kwargs": {"cache_implementation": "nonsense"}},
+        r"generation_kwargs: Invalid `cache_implementation` \(nonsense\)",
+    ),
+    "a tracker that is not installed": (
+        {"report_to": "clearml"},
+        r"report_to: clearml is not installed",
+    ),
+    "an optimiser that is not installed": (
+        {"optim": "adamw_bnb_8bit"},
+        r"optim=adamw_bnb_8bit: You need to install",
+    ),
     # What Trainer has, and PPO cannot honour.
     "auto_find_batch_size": ({"auto_find_batch_size": True}, r"auto_find_batch_size=True .*micro_batch_size"),
     "neftune": ({"neftune_noise_alpha": 5.0}, r"neftune_noise_alpha=5\.0 .*ratio is not 1"),
@@ -159,8 +180,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("setting", REFUSED)
-def test_a_setting_that_cannot_be_honoured_is_refused(tmp_path: Path, setting: str) -> None:
+def test_a_setting_that_cannot_be_honoured_is_refused(
+    tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, message = REFUSED[setting]
+    # Whatever is installed here.
+    monkeypatch.setattr(setting_checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
     defaults = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     with pytest.raises(ValueError, match=message):
         PPOConfig(**(defaults | settings))
@@ -391,6 +417,13 @@ NO_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
         {"value_model": "/nowhere"},
         r"value_model: no model can be loaded from /nowhere: ",
     ),
+    "an adapter that fits nowhere": (
+        {
+            "peft_config": LoraConfig(target_modules=["nowhere"]),
+            "value_model": toy.reward_model(toy.tokenizer()),
+        },
+        r"The adapter cannot be put into the model: Target modules",
+    ),
     "a name for a tokenizer": (
         {"tok": "gpt2", "model": toy.policy(toy.tokenizer())},
         r"processing_class is of type str\. Give the model's tokenizer",
@@ -422,6 +455,14 @@ def test_what_the_trainer_cannot_use_is_refused_with_what_to_give(tmp_path: Path
     arguments, message = NO_INPUTS[kind]
     with pytest.raises(UsageError, match=message):
         toy.ppo_trainer(tmp_path, **arguments)
+
+
+def test_a_classifier_is_not_made_into_a_policy_with_an_untrained_head(tmp_path: Path) -> None:
+    toy.reward_model(toy.tokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"model: no model can be loaded from .*: it is a classifier"):
+        toy.ppo_trainer(tmp_path, model=str(tmp_path))
+    with pytest.raises(UsageError, match=r"No language model can be loaded from .*: it is a classifier"):
+        load_policy(tmp_path, toy.tokenizer())
 
 
 def test_settings_of_another_trainer_are_refused(tmp_path: Path) -> None:

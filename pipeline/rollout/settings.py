@@ -51,7 +51,7 @@ class RolloutSettings:
             raise ValueError(f"stop_tokens must be a list of tokens, got {self.stop_tokens!r}.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"temperature must be a number above 0, got {self.temperature}: PPO needs samples, greedy decoding has no ratio "
+                f"temperature must be above 0 and finite, got {self.temperature}: PPO needs samples, greedy decoding has no ratio "
                 "and no KL."
             )
         for name in ("max_completion_length", "max_prompt_length"):

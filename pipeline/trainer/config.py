@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, cast
 
-from transformers import TrainingArguments
+from transformers import GenerationConfig, TrainingArguments
 
 from tieback.pipeline.rollout.settings import RolloutSettings, read_mapping
-from tieback.pipeline.trainer.setting_checks import check_launched, check_numbers, check_supported
+from tieback.pipeline.trainer.setting_checks import (
+    check_available,
+    check_launched,
+    check_numbers,
+    check_supported,
+)
 from tieback.ppo_core import PPOHyperparameters
 
 # Scoring divides the logits by the temperature and by nothing else: a setting of generation that changes the sampling
@@ -165,7 +170,11 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
         """
         check_numbers(self)
         check_launched(self)
-        self.generation_kwargs = read_mapping("generation_kwargs", self.generation_kwargs)
+        read_mapping("generation_kwargs", self.generation_kwargs)
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                read_mapping(name, value)
         if self.metric_for_best_model is None and self.chooses_by_metric:
             # Trainer would take a loss, which evaluation does not have.
             self.metric_for_best_model = "reward/mean"
@@ -175,6 +184,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode} | cast(dict[str, Any], self.lr_scheduler_kwargs or {})
         check_supported(self)
+        check_available(self)
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.kl_estimator not in ("k1", "k2", "k3"):
@@ -224,7 +234,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
 
     @property
     def generation_arguments(self) -> dict[str, Any]:
-        """`generation_kwargs` as a dictionary."""
+        """`generation_kwargs`, of which TrainingArguments has parsed the JSON."""
         return cast(dict[str, Any], self.generation_kwargs or {})
 
     def _check_generation_kwargs(self) -> None:
@@ -239,6 +249,10 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
                     "sampled, so the probability ratio would not be 1 before the first step. Only speed and memory "
                     f"may be set here: {', '.join(HARMLESS_GENERATION_SETTINGS)}."
                 )
+        try:
+            GenerationConfig(**self.generation_arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"generation_kwargs: {error}") from error
 
     def _check_batch_sizes(self) -> None:
         local = self.per_device_train_batch_size

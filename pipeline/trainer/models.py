@@ -67,7 +67,7 @@ def split_reference(
         the reference in that case (None: no adapter).
 
     Raises:
-        UsageError: `peft_config` for a model that has an adapter, or several adapters.
+        UsageError: `peft_config` for a model that has an adapter, several adapters, or one that does not fit the model.
     """
     if isinstance(policy, PeftModel):
         if peft_config is not None:
@@ -86,7 +86,10 @@ def split_reference(
         policy.set_adapter("default")
         return policy, None, "reference"
     if peft_config is not None:
-        return get_peft_model(policy, peft_config), None, None
+        try:
+            return get_peft_model(policy, peft_config), None, None
+        except ValueError as error:
+            raise UsageError(f"The adapter cannot be put into the model: {error}") from error
     reference = copy.deepcopy(policy)
     reference.requires_grad_(False)
     return policy, reference.eval(), None

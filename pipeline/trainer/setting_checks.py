@@ -7,6 +7,13 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+import torch
+from transformers import Trainer, get_scheduler
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
+
 # Settings of Trainer whose other values would have no effect here, or a wrong one: the values that may be, and why.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "fp16": ((False,), "its loss scaler skips optimiser steps. Use bf16=True or fp32."),
@@ -105,3 +112,35 @@ def check_supported(args: Any) -> None:
         raise ValueError(
             "accelerator_config: num_steps is not supported: " + ONLY["gradient_accumulation_steps"][1]
         )
+
+
+def check_available(args: Any) -> None:
+    """Check that what the settings name is installed, and that the schedule can be made.
+
+    Raises:
+        ValueError: a tracker, the optimiser's library or an argument of the schedule is missing.
+    """
+    get_reporting_integration_callbacks(args.report_to)
+    installed = (
+        *get_available_reporting_integrations(),
+        "flyte",
+        "azure_ml",
+    )  # these two are not told rightly
+    for tracker in args.report_to:
+        if tracker not in installed:
+            raise ValueError(
+                f"report_to: {tracker} is not installed. Install it, or report to another tracker."
+            )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        raise ValueError(f"optim={args.optim.value}: {error}") from error
+    except ValueError:
+        pass  # those that ask for the model, which is not there yet
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1000, args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_scheduler_kwargs of lr_scheduler_type={args.lr_scheduler_type.value}: {error}"
+        ) from error

@@ -23,7 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.interruption import InterruptCallback
-from tieback.pipeline.model_loading import loading, named_tokenizer
+from tieback.pipeline.model_loading import loading, named_tokenizer, refuse_classifier
 from tieback.pipeline.rollout.sampler import end_token_ids, make_sampler
 from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
@@ -117,6 +117,7 @@ class PPOTrainer(EvaluatedTrainer):
         set_seed(args.seed)
         if isinstance(model, str):
             with loading("model", model):
+                refuse_classifier(model)
                 model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = processing_class
         if tokenizer is None:
