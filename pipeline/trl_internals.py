@@ -3,7 +3,7 @@
 `tests/test_trl_internals.py` imports this file and names whatever a new TRL has moved.
 """
 
-from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models.utils import add_hooks, prepare_deepspeed, remove_hooks, unwrap_model_for_generation
 from trl.trainer.utils import (
     is_async_callable,
     print_prompt_completions_sample,
@@ -14,10 +14,11 @@ from trl.trainer.utils import (
 )
 
 __all__ = [
+    "add_hooks",
     "is_async_callable",
     "prepare_deepspeed",
-    "prepare_fsdp",
     "print_prompt_completions_sample",
+    "remove_hooks",
     "selective_log_softmax_and_entropy",
     "shutdown_event_loop_in_daemon",
     "start_event_loop_in_daemon",

@@ -236,6 +236,12 @@ def test_a_reward_model_with_an_adapter_scores_as_the_merged_one(tmp_path: Path,
     assert "reward/reward_model" in trainer.state.log_history[0]
 
 
+def test_the_trained_head_of_a_bf16_reward_model_with_an_adapter_computes_in_fp32() -> None:
+    tok = toy.tokenizer()
+    scores = RewardScorer(with_adapter(tok).to(torch.bfloat16), tok).score(["red"] * 2, [" cat", " dog"])
+    assert any(score != torch.tensor(score).bfloat16().item() for score in scores)
+
+
 def test_a_reward_model_with_an_adapter_that_scoring_would_lose_or_with_two_labels_is_refused(
     tmp_path: Path,
 ) -> None:
