@@ -41,7 +41,7 @@ from tieback.pipeline.sample_statistics import best_of_n, best_of_n_kl
 from tieback.pipeline.scorers import (
     RewardError,
     Scorer,
-    call_scorer,
+    call_scorers,
     combine_rewards,
     load_reward_scorer,
     load_scorer,
@@ -271,8 +271,7 @@ def try_judges(
     empty = Completion([tokenizer.pad_token_id], truncated=False)
     trial = make_rollout([row], prompt_ids, [empty], tokenizer)
     try:
-        for judge in gold:
-            call_scorer(judge, trial)
+        call_scorers(gold, trial)
     except RewardError as error:
         raise UsageError(f"gold_funcs: {error}") from error
 
@@ -284,7 +283,7 @@ def gold_scores(gold: list[Scorer], rollout: Rollout) -> list[float]:
         UsageError: a judge raises, returns the wrong number of scores, or none judges some response.
     """
     try:
-        scores = torch.tensor([call_scorer(judge, rollout) for judge in gold], dtype=torch.float64)
+        scores = torch.tensor(call_scorers(gold, rollout), dtype=torch.float64)
         return combine_rewards(scores.T, [1.0] * len(gold), rollout).tolist()
     except RewardError as error:
         raise UsageError(f"gold_funcs: {error}") from error

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from trl import ModelConfig, get_quantization_config, is_conversational
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.sampler import own_end_ids
+from tieback.reward_model.head import is_classifier
 
 # Reserved tokens that well-known vocabularies hold and no text contains, in order of preference.
 _PADDING_TOKENS = (
@@ -54,6 +57,46 @@ def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokeni
     except (OSError, ValueError) as error:
         raise UsageError(f"No tokenizer can be loaded from {path}: {_first_line(error)}") from error
     return ensure_pad_token(tokenizer)
+
+
+def refuse_classifier(path: str | Path, **hub: Any) -> None:
+    """Refuse a model of which Transformers would make a language model with an untrained head.
+
+    Raises:
+        ValueError: it is one; for whoever loads it to say where it was named.
+    """
+    if is_classifier(path, **hub):
+        raise ValueError("it is a classifier, such as a reward model, and not a language model.")
+
+
+@contextmanager
+def loading(setting: str, name: Any) -> Iterator[None]:
+    """Name the setting and the model where a library says only that it cannot load.
+
+    Raises:
+        UsageError: nothing can be loaded from `name`.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{setting}: no model can be loaded from {name}: {_first_line(error)}") from error
+
+
+def named_tokenizer(setting: str, model: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from where a model was loaded.
+
+    Raises:
+        UsageError: there is none, or the model was made from its config; `setting` is where to give it.
+    """
+    path = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        if path:
+            return load_tokenizer(path)
+    except UsageError as error:
+        raise UsageError(f"{setting} is not given. {error}") from error
+    raise UsageError(
+        f"{setting} is not given, and this {type(model).__name__} was not loaded by a name. Give it."
+    )
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -120,11 +163,12 @@ def load_policy(
         model_args: dtype, attention, quantisation; the defaults of TRL's `ModelConfig` (fp32) when None.
 
     Raises:
-        UsageError: there is no such model, or a quantised base is to take an adapter in.
+        UsageError: there is no such model, it is a classifier, or a quantised base is to take an adapter in.
     """
     is_adapter = (Path(path) / "adapter_config.json").is_file()
     kwargs = model_kwargs(model_args or ModelConfig())
     try:
+        refuse_classifier(path, revision=kwargs["revision"])
         if is_adapter:
             model = _load_merged(path, kwargs)
         else:

@@ -71,6 +71,8 @@ class PPOArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.num_eval_prompts < 0:
+            raise ValueError(f"num_eval_prompts must be at least 0, got {self.num_eval_prompts}.")
         if self.critic_init not in ("reward", "policy"):
             raise ValueError(f"critic_init must be 'reward' or 'policy', got {self.critic_init!r}.")
 

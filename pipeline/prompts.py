@@ -91,9 +91,10 @@ def fit_prompts(
     too_long = [row for row in kept if room is not None and lengths[row] > room]
     if too_long:
         row = too_long[0]
+        shorter = f"Set max_prompt_length to {room} or less to leave such prompts out, or lower"
         raise UsageError(
             f"{len(too_long)} of {len(kept)} prompts are too long: prompt {row + 1} has {lengths[row]} tokens and the "
-            f"completion needs {max_completion_length}, but the model's context holds {context}. Set max_prompt_length "
-            f"to {room} or less to leave such prompts out, or lower max_completion_length."
+            f"completion needs {max_completion_length}, but the model's context holds {context}. "
+            f"{shorter if room is not None and room > 0 else 'Lower'} max_completion_length."
         )
     return (dataset if len(kept) == len(dataset) else dataset.select(kept)), len(dataset) - len(kept)

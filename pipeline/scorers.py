@@ -1,29 +1,40 @@
 """Scorers of completions: reward functions and reward models, found by name, called, and mixed."""
 
 import importlib
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.model_loading import load_tokenizer
+from tieback.pipeline.async_calls import run_together
+from tieback.pipeline.model_loading import load_tokenizer, named_tokenizer
 from tieback.pipeline.rollout.texts import Rollout
+from tieback.pipeline.trl_internals import is_async_callable
 from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
+Rewards: TypeAlias = Sequence[float | None] | Tensor
 # f(prompts=…, completions=…, completion_ids=…, **columns) gives one number for each completion, or None where it does
-# not judge that one.
-RewardFunction: TypeAlias = Callable[..., Sequence[float | None] | Tensor]
+# not judge that one. It may be asynchronous.
+RewardFunction: TypeAlias = Callable[..., Rewards | Awaitable[Rewards]]
 Scorer: TypeAlias = RewardFunction | RewardScorer
-# What a scorer may be given as: one, a sequence-classification model, or the folder or hub name of such a model.
-RewardSource: TypeAlias = RewardFunction | RewardScorer | PreTrainedModel | str
+# What a scorer may be given as: one, a sequence-classification model (with an adapter of PEFT, perhaps), or the name that
+# `load_scorer` takes.
+RewardSource: TypeAlias = RewardFunction | RewardScorer | PreTrainedModel | PeftModel | str
+# What a reward function is called with besides the columns of the data.
+REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids")
+# Rewards are kept in fp32, where a greater number is infinite.
+LARGEST_REWARD = torch.finfo(torch.float32).max
 
 
 class RewardError(UsageError):
@@ -31,7 +42,11 @@ class RewardError(UsageError):
 
 
 def load_scorer(
-    name: str, batch_size: int, setting: str = "reward_funcs", device: torch.device | None = None
+    name: str,
+    batch_size: int,
+    setting: str = "reward_funcs",
+    device: torch.device | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Scorer:
     """Import the reward function `module:function`, or load the reward model in a folder or on the hub.
 
@@ -40,6 +55,7 @@ def load_scorer(
         batch_size: texts in a forward pass of the model.
         setting: that named it, for messages.
         device: to put the model on; it stays where it was loaded where None.
+        tokenizer: the model's; loaded from its name where None.
 
     Raises:
         UsageError: it cannot be found, or is no reward model.
@@ -57,7 +73,7 @@ def load_scorer(
             sys.path.pop(0)
     try:
         model = load_reward_model(name)
-        scorer = RewardScorer(model, load_tokenizer(name), batch_size, name=Path(name).name)
+        scorer = RewardScorer(model, tokenizer or load_tokenizer(name), batch_size, name=Path(name).name)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
@@ -104,16 +120,18 @@ def make_scorers(
 
 
 def _scorer(source: RewardSource, tokenizer: PreTrainedTokenizerBase | None, batch_size: int) -> Scorer:
-    model = load_reward_model(source) if isinstance(source, str) else source
-    if not isinstance(model, PreTrainedModel):
-        return model
-    if model.config.num_labels != 1:
+    if isinstance(source, str):
+        return load_scorer(source, batch_size, tokenizer=tokenizer)
+    if isinstance(source, PreTrainedModel | PeftModel):
+        tokenizer = tokenizer or named_tokenizer("reward_processing_classes", source)
+        name = Path(source.config._name_or_path).name or "reward_model"
+        return RewardScorer(source, tokenizer, batch_size, name=name)
+    if not isinstance(source, RewardScorer) and not callable(source):
         raise UsageError(
-            f"A reward model has one label, its score; {type(model).__name__} has {model.config.num_labels}."
+            f"reward_funcs: {source!r} is of type {type(source).__name__}. Give a function, a reward model, the name of either, "
+            "or a list of them."
         )
-    path = model.config._name_or_path
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
-    return RewardScorer(model, tokenizer, batch_size, name=Path(path).name or "reward_model")
+    return source
 
 
 def reward_name(scorer: Scorer) -> str:
@@ -136,29 +154,98 @@ def unique_reward_names(scorers: Sequence[Scorer]) -> list[str]:
     return names
 
 
-def call_scorer(scorer: Scorer, rollout: Rollout) -> list[float]:
-    """One scorer's rewards for a rollout: B floats, NaN where it returned None (it does not judge that row).
+def read_weights(weights: Sequence[float] | None, scorers: Sequence[Scorer]) -> list[float]:
+    """The weight of each scorer; 1 each where none are set.
 
     Raises:
-        RewardError: it raised, returned the wrong number of rewards, or something that is not a finite number.
+        UsageError: there are more or fewer than scorers.
     """
-    name = reward_name(scorer)
-    try:
+    if weights is None:
+        return [1.0] * len(scorers)
+    if len(weights) != len(scorers):
+        raise UsageError(f"reward_weights has {len(weights)} entries for {len(scorers)} reward functions.")
+    return list(weights)
+
+
+def check_call(scorers: Sequence[Scorer], name: str, columns: Sequence[str]) -> None:
+    """Check, before there is anything to judge, that each reward function takes what it will be called with.
+
+    Args:
+        scorers: functions and models; these take prompts and completions alone.
+        name: of a data set, for messages.
+        columns: of that data set.
+
+    Raises:
+        UsageError: names the function, and the parameter that is missing or not wanted.
+    """
+    given = [*REWARD_ARGUMENTS, *(column for column in columns if column != "prompt")]
+    for scorer in scorers:
         if isinstance(scorer, RewardScorer):
-            rewards: Any = scorer.score(rollout.prompts, rollout.completions)
-        else:
-            rewards = scorer(
-                prompts=rollout.prompts,
-                completions=rollout.completions,
-                completion_ids=rollout.completion_ids,
-                **rollout.columns,
-            )
+            continue
+        try:
+            signature = inspect.signature(scorer)
+        except (TypeError, ValueError):  # some written in C do not say
+            continue
+        try:
+            signature.bind(**dict.fromkeys(given))
+        except TypeError as error:
+            raise UsageError(
+                f"The reward function `{reward_name(scorer)}` cannot judge {name}: {error}. It is called with "
+                f"{', '.join(given)}; let **columns take those that it does not use."
+            ) from error
+
+
+def call_scorers(scorers: Sequence[Scorer], rollout: Rollout) -> list[list[float]]:
+    """Rewards of F scorers for a rollout: F lists of B floats, NaN where one returned None (it does not judge that row).
+
+    Asynchronous functions run at the same time as each other, after the rest.
+
+    Raises:
+        RewardError: one raised, returned the wrong number of rewards, or something that is not a finite number.
+    """
+    asynchronous = [
+        place
+        for place, scorer in enumerate(scorers)
+        if not isinstance(scorer, RewardScorer) and is_async_callable(scorer)
+    ]
+    returned = {
+        place: _call(scorer, rollout) for place, scorer in enumerate(scorers) if place not in asynchronous
+    }
+    if asynchronous:
+        awaited = run_together([_await(scorers[place], rollout) for place in asynchronous])
+        returned |= zip(asynchronous, awaited, strict=True)
+    return [_numbers(returned[place], reward_name(scorer), rollout) for place, scorer in enumerate(scorers)]
+
+
+def _call(scorer: Scorer, rollout: Rollout) -> Any:
+    with _named_errors(scorer, rollout):
+        if isinstance(scorer, RewardScorer):
+            return scorer.score(rollout.prompts, rollout.completions)
+        return scorer(**_arguments(rollout))
+
+
+async def _await(scorer: Any, rollout: Rollout) -> Any:
+    with _named_errors(scorer, rollout):
+        return await scorer(**_arguments(rollout))
+
+
+def _arguments(rollout: Rollout) -> dict[str, Any]:
+    return {name: getattr(rollout, name) for name in REWARD_ARGUMENTS} | rollout.columns
+
+
+@contextmanager
+def _named_errors(scorer: Scorer, rollout: Rollout) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise RewardError(
-            f"The reward function `{name}` raised {type(error).__name__}: {error}. It was called with prompts, "
-            f"completions, completion_ids and the columns {sorted(rollout.columns)}."
+            f"The reward function `{reward_name(scorer)}` raised {type(error).__name__}: {error}. It was called with "
+            f"prompts, completions, completion_ids and the columns {sorted(rollout.columns)}."
         ) from error
-    if isinstance(rewards, Tensor):
+
+
+def _numbers(rewards: Any, name: str, rollout: Rollout) -> list[float]:
+    if hasattr(rewards, "tolist"):  # a tensor or an array
         rewards = rewards.tolist()
     if not isinstance(rewards, list | tuple):
         raise RewardError(
@@ -169,18 +256,18 @@ def call_scorer(scorer: Scorer, rollout: Rollout) -> list[float]:
             f"The reward function `{name}` returned {len(rewards)} rewards for {len(rollout)} completions. "
             "It must return exactly one for each."
         )
-    return [_checked(reward, name, row, rollout) for row, reward in enumerate(rewards)]
+    return [_number(reward, name, row, rollout) for row, reward in enumerate(rewards)]
 
 
-def _checked(reward: Any, name: str, row: int, rollout: Rollout) -> float:
+def _number(reward: Any, name: str, row: int, rollout: Rollout) -> float:
     if reward is None:
         return math.nan
     try:
         # float() would read the number in a string, which a function returns by mistake.
-        value = math.nan if isinstance(reward, str) else float(reward)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(reward, str | bytes) else float(reward)
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_REWARD:
         raise RewardError(
             f"The reward function `{name}` returned {reward!r} for row {row} of the batch (prompt "
             f"{rollout.prompts[row]!r}, completion {rollout.completions[row]!r}). Return a finite number, or None "

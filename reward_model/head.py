@@ -141,8 +141,9 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, _ScalarHead):
         model.__class__ = _reward_class(type(model))
     head = getattr(model, "score", None)
-    if type(head) is nn.Linear:
-        head.__class__ = Fp32Linear
+    for part in () if head is None else head.modules():  # PEFT puts trained copies into a head
+        if type(part) is nn.Linear:
+            part.__class__ = Fp32Linear
     return model
 
 

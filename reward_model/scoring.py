@@ -4,8 +4,10 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tieback.cli.errors import UsageError
 from tieback.data.conversations import TextOrMessages
 from tieback.reward_model.encoding import encode
 from tieback.reward_model.head import as_reward_model
@@ -20,23 +22,27 @@ class RewardScorer:
     is known from lengths, never from comparing ids with the pad id.
 
     Args:
-        model: a sequence-classification model with one label; mended (see `reward_model.head`), and put into eval mode.
+        model: a sequence-classification model with one label, with an adapter perhaps; mended (see `reward_model.head`),
+            and put into eval mode.
         tokenizer: the reward model's own.
         batch_size: texts in a forward pass.
         max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
         name: under which its scores are logged.
+
+    Raises:
+        UsageError: the model has several labels, or an adapter of virtual tokens.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
         max_length: int | None = None,
         name: str = "reward_model",
     ) -> None:
         self.name = name
-        self.model = as_reward_model(model).eval()
+        self.model = as_reward_model(_classifier(model)).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
@@ -95,3 +101,20 @@ class RewardScorer:
             )
             self._warned = True
         return ids[-self.max_length :]
+
+
+def _classifier(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise UsageError(
+                f"The reward model has an adapter of virtual tokens ({model.active_peft_config.peft_type.value}), which "
+                "scoring does not put before its texts. Use one of another kind, such as LoRA, or a whole model."
+            )
+        # The adapter stands in the layers of the model itself; the wrapper hides its backbone and head.
+        model = model.get_base_model()
+    if model.config.num_labels != 1:
+        raise UsageError(
+            f"A reward model is a sequence-classification model with one label, its score; {type(model).__name__} has "
+            f"{model.config.num_labels}."
+        )
+    return model

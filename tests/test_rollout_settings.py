@@ -19,8 +19,13 @@ from tieback.pipeline.rollout.settings import RolloutSettings, settings_of_polic
 from tieback.pipeline.trainer import PPOConfig
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "temperature": ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-    "NaN": ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
+    "temperature": ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+    "infinity": ({"temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
+    "stop tokens that are one text": (
+        {"stop_tokens": "</s>"},
+        "stop_tokens must be a list of tokens, got '</s>'",
+    ),
+    "NaN": ({"temperature": float("nan")}, "temperature must be (above 0|a number)"),
     "completion": ({"max_completion_length": 0}, "max_completion_length must be at least 1, got 0"),
     "prompt": ({"max_prompt_length": 0}, "max_prompt_length must be at least 1, got 0"),
     "JSON": ({"chat_template_kwargs": "{brief}"}, "chat_template_kwargs is not valid JSON"),

@@ -1,6 +1,9 @@
 """Scorers: how several are mixed, what a reward function may return, and faults that are named."""
 
+import asyncio
 import math
+import threading
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 import torch
 import toy
 
+from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.texts import Rollout
-from tieback.pipeline.scorers import RewardError, combine_rewards
+from tieback.pipeline.scorers import RewardError, Scorer, call_scorers, combine_rewards
 
 
 def rollout() -> Rollout:
@@ -110,6 +114,14 @@ FAULTS = {
     ),
     "a number as a string": (lambda n: ["1.0"] * n, r"`faulty` returned '1.0' for row 0 "),
     "a list": (lambda n: [[1.0]] * n, r"`faulty` returned \[1.0\] for row 0 "),
+    "bytes": (lambda n: [b"1"] * n, r"`faulty` returned b'1' for row 0 "),
+    "a column": (lambda n: torch.zeros(n, 1), r"`faulty` returned \[0.0\] for row 0 "),
+    "one number as a tensor": (
+        lambda n: torch.tensor(1.0),
+        r"`faulty` returned float, not a list of numbers",
+    ),
+    "infinite in fp32": (lambda n: [1e300] * n, r"`faulty` returned 1e\+300 for row 0 "),
+    "too great for a float": (lambda n: [10**400] * n, r"`faulty` returned 1000"),
     "no list": (lambda n: 1.0, r"`faulty` returned float, not a list of numbers"),
     "nothing": (lambda n: None, r"`faulty` returned NoneType, not a list of numbers"),
     "None for all": (
@@ -123,22 +135,141 @@ FAULTS = {
 }
 
 
+def awaited(function: Any) -> Any:
+    """The same as an asynchronous function."""
+
+    @wraps(function)
+    async def asynchronous(**arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(**arguments)
+
+    return asynchronous
+
+
+@pytest.mark.parametrize("kind", [lambda function: function, awaited], ids=["plain", "async"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_reward_function_that_fails_is_named_and_no_step_is_taken(tmp_path: Path, fault: str) -> None:
+def test_a_reward_function_that_fails_is_named_and_no_step_is_taken(
+    tmp_path: Path, fault: str, kind: Any
+) -> None:
     returned, message = FAULTS[fault]
 
     def faulty(completions: list[Any], **_: Any) -> Any:
         return returned(len(completions))
 
-    trainer = toy.ppo_trainer(tmp_path, faulty)
+    trainer = toy.ppo_trainer(tmp_path, kind(faulty))
     before = toy.weights(trainer.model)
     with pytest.raises(RewardError, match=f"(?s){message}"):
         trainer.train()
     torch.testing.assert_close(toy.weights(trainer.model), before, rtol=0, atol=0)
 
 
-def test_a_reward_function_may_return_a_tensor_integers_or_truth_values(tmp_path: Path) -> None:
-    for returned in (torch.tensor([1.0] * 8), [1] * 8, (True,) * 8, [np.float32(1.0)] * 8):
+def test_a_reward_function_that_does_not_take_the_columns_is_refused_before_there_is_anything_to_judge(
+    tmp_path: Path,
+) -> None:
+    def without_the_rest(completions: list[Any]) -> list[float]:
+        raise AssertionError("called")
+
+    def with_another_column(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        raise AssertionError("called")
+
+    message = (
+        "`without_the_rest` cannot judge train_dataset: got an unexpected keyword argument 'prompts'.*target"
+    )
+    with pytest.raises(UsageError, match=message):
+        toy.ppo_trainer(tmp_path, without_the_rest)
+    message = "`with_another_column` cannot judge train_dataset: missing a required argument: 'answer'"
+    with pytest.raises(UsageError, match=message):
+        toy.ppo_trainer(tmp_path, with_another_column)
+    trainer = toy.ppo_trainer(tmp_path, lambda target, **_: [0.0] * len(target))
+    with pytest.raises(UsageError, match=r"`<lambda>` cannot judge eval_dataset: missing .*'target'"):
+        trainer.evaluate([{"prompt": "red"}])
+
+
+def test_a_reward_function_may_return_a_tensor_an_array_integers_or_truth_values(tmp_path: Path) -> None:
+    for returned in (torch.ones(8), np.ones(8), [1] * 8, (True,) * 8, [np.float32(1.0)] * 8):
         trainer = toy.ppo_trainer(tmp_path, lambda returned=returned, **_: returned, missing_eos_penalty=0)
         scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
         assert scored.scores.tolist() == [1.0] * 8
+
+
+# Asynchronous reward functions.
+
+
+class Judge:
+    """Judges only when as many are judging at once as there are seats at the table."""
+
+    def __init__(self, table: "Table", reward: float | None) -> None:
+        self.table = table
+        self.reward = reward
+
+    async def __call__(self, completions: list[Any], **_: Any) -> list[float | None]:
+        await self.table.sit_down()
+        return [self.reward] * len(completions)
+
+
+class Table:
+    def __init__(self, seats: int) -> None:
+        self.seats = seats
+        self.taken = 0
+        self.loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def sit_down(self) -> None:
+        self.loops.add(asyncio.get_running_loop())
+        self.taken += 1
+        while self.taken < self.seats:
+            await asyncio.sleep(0.001)
+
+
+def test_asynchronous_functions_judge_together_and_their_rewards_stand_in_their_places() -> None:
+    table = Table(3)
+
+    async def judge(completions: list[Any], target: list[str], weight: float, **_: Any) -> list[float]:
+        await table.sit_down()
+        return [weight * len(word) for word in target]
+
+    def plain(completions: list[Any], **_: Any) -> list[float]:
+        return [4.0] * len(completions)
+
+    scorers: list[Scorer] = [Judge(table, 1.0), plain, partial(judge, weight=2.0), Judge(table, None)]
+    rewards = call_scorers(scorers, rollout())
+    assert rewards[:3] == [[1.0] * 4, [4.0] * 4, [6.0] * 4]
+    assert all(math.isnan(reward) for reward in rewards[3])
+
+
+def test_all_iterations_share_one_event_loop() -> None:
+    """An HTTP client that is made once belongs to the loop that it was first used in."""
+    table = Table(1)
+    for _ in range(2):
+        call_scorers([Judge(table, 1.0)], rollout())
+    (loop,) = table.loops
+    assert not loop.is_closed()
+
+
+def test_an_asynchronous_function_is_called_within_a_running_loop_too(tmp_path: Path) -> None:
+    async def notebook() -> dict[str, float]:
+        trainer = toy.ppo_trainer(tmp_path, awaited(toy.id_reward))
+        trainer.train()
+        return toy.weights(trainer.model)
+
+    weights = asyncio.run(notebook())
+    trainer = toy.ppo_trainer(tmp_path, toy.id_reward)
+    trainer.train()
+    torch.testing.assert_close(weights, toy.weights(trainer.model), rtol=0, atol=0)
+
+
+def test_one_that_fails_is_named_at_once_and_the_others_are_cancelled() -> None:
+    ended = threading.Event()
+
+    async def waits(**_: Any) -> list[float]:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+        return []
+
+    async def fails(**_: Any) -> list[float]:
+        raise ConnectionError("no route")
+
+    with pytest.raises(RewardError, match="`fails` raised ConnectionError: no route"):
+        call_scorers([waits, fails], rollout())
+    assert ended.wait(timeout=10)

@@ -157,9 +157,6 @@ def test_a_model_of_ones_own_is_taken_where_recipe_and_folder_are_named(tmp_path
         read_ppo("--config", str(own), *model)
 
 
-# Backends.
-
-
 # Faults of ours.
 
 

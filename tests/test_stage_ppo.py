@@ -78,10 +78,27 @@ FAULTS: dict[str, tuple[list[str], str]] = {
         ["--dataset_name", "{run}/few.jsonl", "--num_eval_prompts", "3"],
         r"has 7 prompts, but one iteration takes 8",
     ),
-    "fp16": (["--fp16", "true"], r"fp16 is not supported"),
-    "a reward function that raises": (
+    "no number of prompts": (["--num_eval_prompts", "-3"], r"num_eval_prompts must be at least 0, got -3"),
+    "a completion that leaves no room for a prompt": (
+        ["--max_completion_length", "64"],
+        r"12 of 12 prompts are too long: .* context holds 64\. Lower max_completion_length\.",
+    ),
+    "a reward model for the policy": (
+        ["--model_name_or_path", "{run}/reward"],
+        r"No language model can be loaded from .*reward: it is a classifier",
+    ),
+    "the best of no evaluation": (
+        ["--save_strategy", "best"],
+        r"save_strategy=best .* need evaluations during training: .*num_eval_prompts",
+    ),
+    "fp16": (["--fp16", "true"], r"fp16=True is not supported"),
+    "a reward function with other parameters": (
         ["--reward_funcs", "json:dumps", "--critic_init", "policy"],
-        r"The reward function `dumps` raised TypeError",
+        r"The reward function `dumps` cannot judge train_dataset: missing a required argument: 'obj'",
+    ),
+    "a reward function that returns no list": (
+        ["--reward_funcs", "builtins:dict", "--critic_init", "policy"],
+        r"The reward function `dict` returned dict, not a list of numbers",
     ),
 }
 

@@ -66,10 +66,12 @@ def test_the_bar_writes_one_line_of_what_matters() -> None:
     anything: Any = None
     callback.on_log(anything, state, anything, {"reward/mean": 0.12345, "kl/ref": 3.0, "grad_norm": 9.0})
     callback.on_log(anything, state, anything, {"eval_reward/mean": 0.5, "eval_kl/ref": 2.0})
+    callback.on_log(anything, state, anything, {"eval_long_reward/mean": 0.25, "eval_long_kl/ref": 1.0})
     callback.on_log(anything, state, anything, {"train_runtime": 1.0})
     assert [line.strip() for line in written] == [
         "iteration 7  reward 0.123  kl 3",
         "evaluation  reward 0.5  kl 2",
+        "evaluation long  reward 0.25  kl 1",
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import toy
 from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from tieback.cli.errors import UsageError
 from tieback.reward_model.head import load_reward_model, set_reward_bias
 from tieback.reward_model.scoring import RewardScorer
 
@@ -206,6 +208,59 @@ def test_a_bf16_reward_model_is_scored_with_an_fp32_head(tmp_path: Path) -> None
     assert not torch.equal(scored.rewards, scored.rewards.bfloat16().float())
     # The critic that starts from it learns in fp32: small steps would round to nothing in bf16.
     assert {parameter.dtype for parameter in trainer.model.critic.parameters()} == {torch.float32}
+
+
+def with_adapter(tok: PreTrainedTokenizerFast) -> Any:
+    """A reward model whose adapter and head are far from those of its base."""
+    model = get_peft_model(toy.reward_model(tok), LoraConfig(task_type="SEQ_CLS", lora_dropout=0.5))
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("form", ["model", "scorer"])
+def test_a_reward_model_with_an_adapter_scores_as_the_merged_one(tmp_path: Path, form: str) -> None:
+    tok = toy.tokenizer()
+    model = with_adapter(tok)
+    merged = copy.deepcopy(model).merge_and_unload()
+    given = model if form == "model" else RewardScorer(model, tok)
+    trainer = toy.ppo_trainer(
+        tmp_path, [given, merged, toy.reward_model(tok)], reward_processing_classes=tok, tok=tok
+    )
+    rewards = trainer.score(trainer.generate(rows())).rewards
+    torch.testing.assert_close(rewards[:, 0], rewards[:, 1], rtol=0, atol=1e-5)
+    assert (rewards[:, 0] - rewards[:, 2]).abs().min() > 1e-2
+    trainer.train()
+    assert "reward/reward_model" in trainer.state.log_history[0]
+
+
+def test_the_trained_head_of_a_bf16_reward_model_with_an_adapter_computes_in_fp32() -> None:
+    tok = toy.tokenizer()
+    scores = RewardScorer(with_adapter(tok).to(torch.bfloat16), tok).score(["red"] * 2, [" cat", " dog"])
+    assert any(score != torch.tensor(score).bfloat16().item() for score in scores)
+
+
+def test_a_reward_model_with_an_adapter_that_scoring_would_lose_or_with_two_labels_is_refused(
+    tmp_path: Path,
+) -> None:
+    tok = toy.tokenizer()
+    virtual = get_peft_model(
+        toy.reward_model(tok), PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    )
+    with pytest.raises(UsageError, match=r"adapter of virtual tokens \(PROMPT_TUNING\).*LoRA"):
+        toy.ppo_trainer(tmp_path, virtual, reward_processing_classes=tok, tok=tok)
+    two = get_peft_model(toy.reward_model(tok, num_labels=2), LoraConfig(task_type="SEQ_CLS"))
+    with pytest.raises(UsageError, match="with one label, its score; LlamaForSequenceClassification has 2"):
+        toy.ppo_trainer(tmp_path, two, reward_processing_classes=tok, tok=tok)
+
+
+def test_a_critic_with_an_adapter_is_refused_with_the_way_to_merge_it(tmp_path: Path) -> None:
+    tok = toy.tokenizer()
+    with pytest.raises(UsageError, match=r"value_model has an adapter.*value_model\.merge_and_unload\(\)"):
+        toy.ppo_trainer(tmp_path, tok=tok, value_model=with_adapter(tok))
+    toy.ppo_trainer(tmp_path, tok=tok, value_model=with_adapter(tok).merge_and_unload()).train()
 
 
 # The policy's tokenizer.

@@ -14,16 +14,20 @@ PACKAGES = ("ppo_core", "data", "reward_model", "pipeline", "classic_rl", "bench
 # How each is called: number of positional arguments, and keywords.
 CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     "add_hooks": (1, ()),
+    "is_async_callable": (1, ()),
     "prepare_deepspeed": (2, ()),
     "print_prompt_completions_sample": (6, ()),
     "remove_hooks": (1, ()),
     "selective_log_softmax_and_entropy": (4, ()),
+    "shutdown_event_loop_in_daemon": (2, ()),
+    "start_event_loop_in_daemon": (1, ()),
     "unwrap_model_for_generation": (2, ("gather_deepspeed3_params", "gradient_checkpointing_kwargs")),
     "use_adapter": (2, ()),
 }
 # Positional parameters whose order we rely on.
 ORDERS = {
     "add_hooks": ["model"],
+    "is_async_callable": ["func"],
     "prepare_deepspeed": ["model", "accelerator"],
     "print_prompt_completions_sample": [
         "prompts",
@@ -35,6 +39,8 @@ ORDERS = {
     ],
     "remove_hooks": ["model"],
     "selective_log_softmax_and_entropy": ["logits", "index", "entropy_requires_grad", "temperature"],
+    "shutdown_event_loop_in_daemon": ["thread", "loop"],
+    "start_event_loop_in_daemon": ["name"],
     "unwrap_model_for_generation": ["model", "accelerator"],
     "use_adapter": ["model", "adapter_name"],
 }

@@ -1,6 +1,7 @@
 """Settings of prompts and sampling that ppo, collect and evaluate share."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -45,18 +46,12 @@ class RolloutSettings:
         Raises:
             ValueError: a setting is out of range.
         """
-        if isinstance(self.chat_template_kwargs, str):
-            try:
-                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"chat_template_kwargs is not valid JSON: {error}.") from error
-        if not isinstance(self.chat_template_kwargs, dict | None):
+        self.chat_template_kwargs = read_mapping("chat_template_kwargs", self.chat_template_kwargs)
+        if isinstance(self.stop_tokens, str):
+            raise ValueError(f"stop_tokens must be a list of tokens, got {self.stop_tokens!r}.")
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"chat_template_kwargs must be a mapping of names to values, got {self.chat_template_kwargs!r}."
-            )
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}: PPO needs samples, greedy decoding has no ratio "
+                f"temperature must be above 0 and finite, got {self.temperature}: PPO needs samples, greedy decoding has no ratio "
                 "and no KL."
             )
         for name in ("max_completion_length", "max_prompt_length"):
@@ -71,6 +66,22 @@ class RolloutSettings:
     def template_arguments(self) -> dict[str, Any]:
         """`chat_template_kwargs` as a dictionary."""
         return cast(dict[str, Any], self.chat_template_kwargs or {})
+
+
+def read_mapping(name: str, value: Any) -> dict[str, Any] | None:
+    """A setting that may be written as JSON.
+
+    Raises:
+        ValueError: it is no mapping of names to values.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is not valid JSON: {error}.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping of names to values, got {value!r}.")
+    return value
 
 
 def settings_of_policy(folder: str | Path) -> dict[str, Any]:

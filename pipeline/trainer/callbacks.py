@@ -38,12 +38,14 @@ class PPOProgressCallback(ProgressCallback):
         """Write the line above the bar."""
         if self.training_bar is None or not logs:
             return
-        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        means = [name for name in logs if name.endswith("reward/mean")]
+        prefix = means[0].removesuffix("reward/mean") if means else ""
         figures = [
             f"{label} {logs[prefix + name]:.3g}" for name, label in SHOWN.items() if prefix + name in logs
         ]
         if figures:
-            where = "evaluation" if prefix else f"iteration {state.global_step}"
+            evaluation = f"evaluation {prefix.removeprefix('eval').strip('_')}".strip()
+            where = evaluation if prefix else f"iteration {state.global_step}"
             self.training_bar.write(f"{where:>14}  " + "  ".join(figures))
 
 

@@ -1,11 +1,19 @@
 """PPOConfig: training arguments, PPO hyperparameters, rollout settings, and what PPO on a language model adds."""
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, cast
 
-from transformers import TrainingArguments
+from transformers import GenerationConfig, TrainingArguments
 
-from tieback.pipeline.rollout.settings import RolloutSettings
+from tieback.pipeline.rollout.settings import RolloutSettings, read_mapping
+from tieback.pipeline.trainer.setting_checks import (
+    check_available,
+    check_launched,
+    check_numbers,
+    check_supported,
+)
 from tieback.ppo_core import PPOHyperparameters
 
 # Scoring divides the logits by the temperature and by nothing else: a setting of generation that changes the sampling
@@ -21,6 +29,8 @@ HARMLESS_GENERATION_SETTINGS = (
     "prefill_chunk_size",
     "low_memory",
 )
+# Schedules that step after an evaluation, by its figure.
+SCHEDULES_ON_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 SETTINGS_WITH_A_FIELD = {
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
@@ -135,6 +145,15 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
     lr_scheduler_type: str = field(
         default="linear", metadata={"help": "Schedule of the learning rates over the iterations."}
     )
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of the schedule, as JSON."}
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Figure of evaluation that the best checkpoint is chosen by, or a schedule follows, such as reward/mean (where not set) or, of several data sets, <name>_reward/mean."
+        },
+    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last, smaller batch of an epoch."}
     )
@@ -155,30 +174,40 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
         Raises:
             ValueError: a setting is out of range, or is one that this trainer cannot honour.
         """
+        check_numbers(self)
+        check_launched(self)
+        read_mapping("generation_kwargs", self.generation_kwargs)
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                read_mapping(name, value)
+        if self.metric_for_best_model is None and self.chooses_by_metric:
+            # Trainer would take a loss, which evaluation does not have.
+            self.metric_for_best_model = "reward/mean"
         super().__post_init__()
+        if self.lr_scheduler_type in SCHEDULES_ON_A_METRIC:
+            # PyTorch would wait for a smaller figure.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | cast(dict[str, Any], self.lr_scheduler_kwargs or {})
+        check_supported(self)
+        check_available(self)
         if self.data_seed is None:
             self.data_seed = self.seed
-        if self.fp16:
-            raise ValueError(
-                "fp16 is not supported: its loss scaler skips optimiser steps. Use bf16=True or fp32."
-            )
-        if self.gradient_accumulation_steps != 1:
-            raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, but one step is one PPO iteration. "
-                "Leave it at 1 and set micro_batch_size, which bounds memory without changing results."
-            )
-        if not self.dataloader_drop_last:
-            raise ValueError(
-                "dataloader_drop_last must stay True: every iteration has the same number of prompts."
-            )
         if self.kl_estimator not in ("k1", "k2", "k3"):
             raise ValueError(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}.")
         if self.truncation not in ("penalty", "bootstrap"):
             raise ValueError(f"truncation must be 'penalty' or 'bootstrap', got {self.truncation!r}.")
-        for name in ("kl_coef", "missing_eos_penalty", "critic_warmup_iterations"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         for name in (
+            "kl_coef",
+            "missing_eos_penalty",
+            "critic_warmup_iterations",
+            "num_completions_to_print",
+        ):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
             "micro_batch_size",
             "generation_batch_size",
             "kl_target",
@@ -194,8 +223,20 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
                 f"critic_warmup_iterations={self.critic_warmup_iterations} trains the critic alone, but vf_coef is 0: "
                 "nothing would be learnt. Raise vf_coef, or leave the warm-up out."
             )
+        weights = self.reward_weights
+        if weights is not None and not (
+            isinstance(weights, list | tuple)
+            and all(isinstance(weight, Real) and math.isfinite(weight) for weight in weights)
+        ):
+            raise ValueError(f"reward_weights must be a list of finite numbers, got {weights!r}.")
         self._check_generation_kwargs()
         self._check_batch_sizes()
+
+    @property
+    def chooses_by_metric(self) -> bool:
+        """Whether checkpoints or learning rates depend on a figure of evaluation."""
+        follows = self.lr_scheduler_type in SCHEDULES_ON_A_METRIC
+        return follows or self.load_best_model_at_end or self.save_strategy == "best"
 
     @property
     def generation_arguments(self) -> dict[str, Any]:
@@ -214,6 +255,10 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
                     "sampled, so the probability ratio would not be 1 before the first step. Only speed and memory "
                     f"may be set here: {', '.join(HARMLESS_GENERATION_SETTINGS)}."
                 )
+        try:
+            GenerationConfig(**self.generation_arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"generation_kwargs: {error}") from error
 
     def _check_batch_sizes(self) -> None:
         local = self.per_device_train_batch_size

@@ -43,6 +43,19 @@ def rollout_figures(scored: ScoredRollout, kl: Tensor, reward_names: Sequence[st
     }
 
 
+def figure_names(reward_names: Sequence[str]) -> list[str]:
+    """Names of all that `mean_figures` gives for rewards of these names."""
+    return [
+        "reward/mean",
+        "reward/normalized_mean",
+        "kl/ref",
+        "completions/mean_length",
+        "completions/truncated_fraction",
+        *(f"reward/{name}" for name in reward_names),
+        "reward/std",
+    ]
+
+
 def mean_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
     """Means over completions, NaN left out, and the standard deviation of the raw scores."""
     table = torch.stack(list(figures.values()), dim=1)

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.model_loading import loading
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.sharded_tensors import copy_model, copy_weights, gathered
@@ -65,7 +66,7 @@ def split_reference(
         the reference in that case (None: no adapter).
 
     Raises:
-        UsageError: `peft_config` for a model that has an adapter, or several adapters.
+        UsageError: `peft_config` for a model that has an adapter, several adapters, or one that does not fit the model.
     """
     if isinstance(policy, PeftModel):
         if peft_config is not None:
@@ -84,7 +85,10 @@ def split_reference(
         policy.set_adapter("default")
         return policy, None, "reference"
     if peft_config is not None:
-        return get_peft_model(policy, peft_config), None, None
+        try:
+            return get_peft_model(policy, peft_config), None, None
+        except ValueError as error:
+            raise UsageError(f"The adapter cannot be put into the model: {error}") from error
     reference = copy_model(policy)
     reference.requires_grad_(False)
     return policy, reference.eval(), None
@@ -122,8 +126,14 @@ def make_critic(
     Raises:
         UsageError: the critic cannot read the policy's tokens, or has no head for one value.
     """
+    if isinstance(value_model, PeftModel):
+        raise UsageError(
+            "value_model has an adapter of PEFT, but the whole critic is trained. Merge it: "
+            "value_model.merge_and_unload()."
+        )
     if isinstance(value_model, str):
-        critic = load_reward_model(value_model, dtype=torch.float32)
+        with loading("value_model", value_model):
+            critic = load_reward_model(value_model, dtype=torch.float32)
     elif value_model is not None:
         shared = any(value_model is scorer.model for scorer in scorers)
         critic = copy_model(value_model) if shared else value_model

@@ -2,20 +2,18 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -23,27 +21,35 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from tieback.cli.errors import UsageError
 from tieback.pipeline.interruption import InterruptCallback
-from tieback.pipeline.rollout.responses import equal_share
+from tieback.pipeline.model_loading import loading, named_tokenizer, refuse_classifier
 from tieback.pipeline.rollout.sampler import end_token_ids, make_sampler
 from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.scorers import (
     RewardSource,
-    call_scorer,
+    call_scorers,
+    check_call,
     combine_rewards,
     make_scorers,
+    read_weights,
     unique_reward_names,
 )
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_completions
-from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
 from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
 from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
-from tieback.pipeline.trainer.input_checks import check_batch, check_dataset, check_devices
+from tieback.pipeline.trainer.input_checks import (
+    check_args,
+    check_dataset,
+    check_evaluation,
+    check_policy,
+    check_train_set,
+)
 from tieback.pipeline.trainer.models import make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
+from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
 from tieback.pipeline.trainer.sharded_tensors import gathered
@@ -64,10 +70,8 @@ from tieback.ppo_core import (
 )
 from tieback.reward_model.scoring import RewardScorer
 
-Row = dict[str, Any]
 
-
-class PPOTrainer(CheckpointedTrainer):
+class PPOTrainer(EvaluatedTrainer):
     """PPO against reward functions and reward models, with a KL penalty to the model it starts from.
 
     Each step: sample a completion for each prompt (`generate`), score it (`score`), turn scores into advantages
@@ -76,11 +80,14 @@ class PPOTrainer(CheckpointedTrainer):
     Args:
         model: causal language model, its name or folder, or one with a PEFT adapter to train further.
         reward_funcs: one or several of: a function `f(prompts, completions, completion_ids, **columns)` that
-            returns a number (or None, where it does not judge) for each completion; a sequence-classification
-            model with one label; the name or folder of such a model; a `RewardScorer`.
+            returns a number (or None, where it does not judge) for each completion, asynchronous ones run together;
+            a sequence-classification model with one label; the name or folder of such a model, or `module:function`;
+            a `RewardScorer`.
         args: settings.
-        train_dataset: rows with a `prompt`, plain or conversational; further columns go to reward functions.
-        eval_dataset: likewise, for `evaluate`.
+        train_dataset: rows with a `prompt`, plain or conversational, as a `Dataset` or a list of dictionaries; further
+            columns go to reward functions.
+        eval_dataset: likewise, for `evaluate`; or several such data sets by name, whose figures have that name before
+            them (`eval_<name>_reward/mean`).
         processing_class: the policy's tokenizer; loaded from the model's name where not given.
         reward_processing_classes: tokenizers of the reward models, in the order of `reward_funcs`; loaded from
             their names where not given.
@@ -99,8 +106,8 @@ class PPOTrainer(CheckpointedTrainer):
         model: str | PreTrainedModel | PeftModel,
         reward_funcs: RewardSource | Sequence[RewardSource],
         args: PPOConfig | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        train_dataset: PromptRows | None = None,
+        eval_dataset: PromptRows | Mapping[str, PromptRows] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase
         | Sequence[PreTrainedTokenizerBase | None]
@@ -110,12 +117,21 @@ class PPOTrainer(CheckpointedTrainer):
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
     ):
-        args = args or PPOConfig()
-        check_devices(args.n_gpu)
+        args = PPOConfig() if args is None else args
+        check_args(args)
+        train_set, eval_sets = read_set("train_dataset", train_dataset), read_eval_sets(eval_dataset)
         set_seed(args.seed)
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+            with loading("model", model):
+                refuse_classifier(model)
+                model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = processing_class
+        if tokenizer is None:
+            tokenizer = named_tokenizer("processing_class", model)
+        check_policy(model, tokenizer, peft_config)
+        named_sets = by_name("train_dataset", train_set) | by_name("eval_dataset", eval_sets)
+        for name, dataset in named_sets.items():
+            check_dataset(name, dataset, tokenizer, model.config, args)
         if tokenizer.pad_token_id is None:
             # Harmless: every mask is made from lengths, so a pad that is also EOS hides no end.
             end_ids = end_token_ids(tokenizer, model.generation_config, args.stop_tokens)
@@ -128,17 +144,12 @@ class PPOTrainer(CheckpointedTrainer):
             args.generation_batch_size,
             args.generation_arguments,
         )
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            if dataset is not None:
-                check_dataset(name, dataset, tokenizer, model.config, args)
-
         self.scorers = make_scorers(reward_funcs, reward_processing_classes, args.per_device_eval_batch_size)
+        for name, dataset in named_sets.items():
+            check_call(self.scorers, name, dataset.column_names)
         self.reward_names = unique_reward_names(self.scorers)
-        self.reward_weights = args.reward_weights or [1.0] * len(self.scorers)
-        if len(self.reward_weights) != len(self.scorers):
-            raise UsageError(
-                f"reward_weights has {len(self.reward_weights)} entries for {len(self.scorers)} reward functions."
-            )
+        self.reward_weights = read_weights(args.reward_weights, self.scorers)
+        check_evaluation(args, eval_sets, self.reward_names)
 
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
         trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
@@ -146,9 +157,9 @@ class PPOTrainer(CheckpointedTrainer):
         super().__init__(
             model=trained,
             args=args,
-            data_collator=lambda rows: rows,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            data_collator=list,
+            train_dataset=train_set,
+            eval_dataset=eval_sets,
             processing_class=tokenizer,
             callbacks=[*(callbacks or []), self.interrupt],
             optimizers=optimizers,
@@ -192,8 +203,9 @@ class PPOTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> TrainOutput:
         """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
-        batch_size = self.args.per_device_train_batch_size
-        check_batch(len(self.train_dataset), batch_size, self.accelerator.num_processes)
+        check_train_set(
+            self.train_dataset, self.args.per_device_train_batch_size, self.accelerator.num_processes
+        )
         with self.interrupt:
             return super().train(resume_from_checkpoint, **kwargs)
 
@@ -256,7 +268,7 @@ class PPOTrainer(CheckpointedTrainer):
             training: whether the running reward statistics take these scores in.
         """
         device = self.accelerator.device
-        rewards = torch.tensor([call_scorer(scorer, rollout) for scorer in self.scorers], device=device).T
+        rewards = torch.tensor(call_scorers(self.scorers, rollout), device=device).T
         raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
         scores = raw_scores
         if self.args.normalize_rewards:
@@ -338,42 +350,12 @@ class PPOTrainer(CheckpointedTrainer):
 
     # Evaluation and logging.
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Complete and score the evaluation prompts with the policy as it is; training's random state is untouched.
-
-        Returns:
-            Means over all prompts, under the training metrics' names with `metric_key_prefix` before them.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        size = self.args.per_device_eval_batch_size
-        parts: list[dict[str, Tensor]] = []
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        own = equal_share(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.args.seed + self.accelerator.process_index)
-            for start in range(0, len(own), size):
-                scored = self.score(
-                    self.generate([dataset[i] for i in own[start : start + size]]), training=False
-                )
-                inputs, mask = self._pack(scored.rollout)
-                logprobs, _, ref_logprobs = self._score_tokens(inputs)
-                kl = sequence_kl(logprobs, ref_logprobs, mask)
-                parts.append(rollout_figures(scored, kl, self.reward_names))
-        # The rows that `equal_share` repeats stand at the end.
-        own_figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        figures = {
-            name: column[: len(dataset)].cpu()
-            for name, column in self.accelerator.gather(own_figures).items()
-        }
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in mean_figures(figures).items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def figures(self, rows: list[Row]) -> dict[str, Tensor]:
+        """Complete and score B prompt rows; each figure [B], by its name in the log."""
+        scored = self.score(self.generate(rows), training=False)
+        inputs, mask = self._pack(scored.rollout)
+        logprobs, _, ref_logprobs = self._score_tokens(inputs)
+        return rollout_figures(scored, sequence_kl(logprobs, ref_logprobs, mask), self.reward_names)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the PPO metrics since the last log line in place of Trainer's own loss."""

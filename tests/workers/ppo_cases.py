@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "everything": ADAPTIVE,
     "lora": LORA,
     "gradient checkpointing": {"gradient_checkpointing": True},
+    # Of 14 prompts an epoch leaves 6 out: three iterations are three epochs.
+    "uneven": {"train_dataset": toy.prompts(14), "max_steps": 3, "num_minibatches": 4},
     # The greatest seed, of which the second process must not make a greater one.
     "bootstrap": {"truncation": "bootstrap", "gamma": 0.9, "micro_batch_size": 1, "seed": 2**32 - 1},
     "whole minibatches": {"micro_batch_size": None, "replicate_frozen_models": True},
