@@ -93,7 +93,9 @@ def test_the_checkpoint_holds_critic_optimiser_coefficient_and_reward_statistics
     folder, expected = straight
     last = folder / "checkpoint-6"
     saved = json.loads((last / "ppo_state.json").read_text())
-    files = saved.pop("files")
+    files, identity = saved.pop("files"), saved.pop("identity")
+    assert identity["settings"]["learning_rate"] == 1e-2
+    assert identity["inputs"]["reward_funcs"] == ["toy:id_reward"]
     assert saved == {"kl": expected["kl"], "reward_moments": expected["moments"]}
     assert {"model.safetensors", "value_model/model.safetensors", "optimizer.pt", "rng_state.pth"} <= set(
         files

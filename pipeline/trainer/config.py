@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from transformers import TrainingArguments
 
+from tieback.pipeline.resume import ResumeSettings
 from tieback.pipeline.rollout.settings import RolloutSettings
 from tieback.ppo_core import PPOHyperparameters
 
@@ -31,7 +32,7 @@ SETTINGS_WITH_A_FIELD = {
 
 
 @dataclass
-class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
+class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArguments):
     """Settings of `PPOTrainer`.
 
     One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the

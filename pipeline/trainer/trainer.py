@@ -44,8 +44,10 @@ from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequ
 from tieback.pipeline.trainer.input_checks import check_batch, check_dataset, check_devices
 from tieback.pipeline.trainer.models import make_actor_critic, place_reference
 from tieback.pipeline.trainer.optimizer import optimizer_groups
+from tieback.pipeline.trainer.random_state import kept_random_state
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
+from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trl_internals import unwrap_model_for_generation
 from tieback.ppo_core import (
     AdaptiveKLController,
@@ -133,6 +135,7 @@ class PPOTrainer(CheckpointedTrainer):
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.scorers)} reward functions."
             )
 
+        self.inputs = input_digests(model, value_model, self.scorers, tokenizer, train_dataset, peft_config)
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
         trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
         self.interrupt = InterruptCallback()
@@ -345,9 +348,8 @@ class PPOTrainer(CheckpointedTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.per_device_eval_batch_size
         parts: list[dict[str, Tensor]] = []
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         own = equal_share(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
-        with torch.random.fork_rng(devices):
+        with kept_random_state(self.accelerator.device):
             torch.manual_seed(self.args.seed + self.accelerator.process_index)
             for start in range(0, len(own), size):
                 scored = self.score(
