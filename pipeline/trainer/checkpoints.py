@@ -173,7 +173,7 @@ class CheckpointedTrainer(ResumableTrainer):
             notes.append(f"from here on with another {', '.join(self._changed)}.")
         if before != processes:
             notes.append(
-                f"{before} processes wrote it and {processes} go on: the same run to rounding, but that completions are "
+                f"the number of processes was {before}, is {processes}: the same run to rounding, but that completions are "
                 "sampled from new random numbers."
             )
         for note in notes:

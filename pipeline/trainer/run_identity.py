@@ -120,19 +120,19 @@ def _check_processes(folder: Path, before: Identity, now: Identity, allowed: Seq
         return
     if backend.startswith("zero") and backend == before["settings"]["backend"]:
         raise UsageError(
-            f"{folder} was written by {old} processes under DeepSpeed, which keeps the optimiser's state in {old} parts and "
-            f"cannot divide it among {new}. Start {old} processes again, or start anew (--resume_from_checkpoint false)."
+            f"{folder}: the number of processes was {old}, is {new}. DeepSpeed has written the optimiser's state in {old} "
+            f"parts, one a process: start {old} again, or start anew (--resume_from_checkpoint false)."
         )
     rows, rows_now = before["settings"]["global_batch_size"], now["settings"]["global_batch_size"]
     if rows != rows_now and "global_batch_size" not in allowed:
-        share = (
+        remedy = (
             f"Set per_device_train_batch_size to {rows // new}."
             if rows % new == 0
-            else f"{rows} do not divide among {new}: start another number of processes."
+            else f"{rows} do not divide among {new} processes: start another number."
         )
         raise UsageError(
-            f"{folder} was written by {old} processes with {rows} completions an iteration; with {new} processes of "
-            f"{rows_now // new} each they would be {rows_now}, and the run another one. {share}"
+            f"{folder}: the number of processes was {old}, is {new}. With per_device_train_batch_size={rows_now // new} an "
+            f"iteration would have {rows_now} completions in the place of {rows}, and the run would be another. {remedy}"
         )
 
 

@@ -1,0 +1,76 @@
+"""A PPO run on global batches of eight, straight or resumed, in as many processes as `accelerate launch` starts.
+
+accelerate launch --config_file ... tests/workers/resume_cases.py FOLDER [CHECKPOINT ...]
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import toy
+
+from tieback.pipeline.rollout.sampler import TransformersSampler
+from tieback.pipeline.trainer import PPOTrainer
+
+# All that has a state; Adam with an epsilon that keeps rounding from being magnified. Two iterations an epoch.
+SETTINGS: dict[str, Any] = {
+    "max_steps": 5,
+    "kl_target": 0.3,
+    "kl_horizon": 40,
+    "normalize_rewards": True,
+    "critic_learning_rate": 0.02,
+    "adam_epsilon": 1e-2,
+    "micro_batch_size": 2,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+
+
+def make_trainer(folder: Path, processes: int, **settings: Any) -> PPOTrainer:
+    """A trainer whose processes share eight completions an iteration."""
+    tok = toy.tokenizer()
+    shared = {"per_device_train_batch_size": 8 // processes, **SETTINGS}
+    return toy.ppo_trainer(folder, tok=tok, value_model=toy.reward_model(tok), **(shared | settings))
+
+
+def summary(trainer: PPOTrainer) -> dict[str, Any]:
+    """All that runs of different numbers of processes must agree on, and where this process draws numbers from."""
+    figures = ("policy/loss", "value/loss", "kl/ref", "kl_coef", "reward/mean", "learning_rate", "step")
+    return {
+        "weights": full_weights(trainer),
+        "logs": [{name: entry[name] for name in figures} for entry in toy.iteration_logs(trainer)],
+        "kl": trainer.kl_controller.state_dict(),
+        "moments": trainer.reward_moments.state_dict(),
+        "seed": torch.initial_seed(),
+    }
+
+
+def full_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """Every parameter, gathered where it is sharded."""
+    module = trainer.accelerator.unwrap_model(trainer.model)
+    named = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone() for name, t in named.items()}
+
+
+def run(folder: Path, processes: int, checkpoints: list[str]) -> dict[str, Any]:
+    """A straight run, and one resumed from each checkpoint."""
+    TransformersSampler.sample = toy.fixed_sample
+    straight = make_trainer(folder / "straight", processes)
+    straight.train()
+    results = {"straight": summary(straight)}
+    for number, checkpoint in enumerate(checkpoints):
+        resumed = make_trainer(folder / f"resumed{number}", processes)
+        resumed.train(resume_from_checkpoint=checkpoint)
+        results[checkpoint] = summary(resumed)
+    return results
+
+
+if __name__ == "__main__":
+    destination = Path(sys.argv[1])
+    outcome = run(destination, int(os.environ["WORLD_SIZE"]), json.loads(sys.argv[2]))
+    torch.save(outcome, destination / f"rank{os.environ['RANK']}.pt")
