@@ -30,6 +30,13 @@ class ResumableTrainer(Trainer):
         ]
         return scheduler
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that was killed between its last checkpoint and its end has no step left to take; Trainer would take one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:

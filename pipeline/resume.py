@@ -159,11 +159,12 @@ def checkpoint_to_resume(
 
     state.wait_for_everyone()  # every process has seen the same files
     if state.is_main_process:
-        (folder / METRICS).unlink(missing_ok=True)
         if resume is None and whole:
             print(f"Removing the checkpoints of the run before this one in {folder}.")
             for path in folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
+        # Only now: where a kill left checkpoints without it, they would be taken for those of an interrupted run.
+        (folder / METRICS).unlink(missing_ok=True)
         write_json(folder / SETTINGS, as_json(settings))
     state.wait_for_everyone()
     return None if resume is None else str(resume)
