@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tieback.pipeline.trainer.run_identity import Identity, _check_processes, se
 WORKER = Path(resume_cases.__file__)
 # After these iterations of two an epoch: within an epoch, and at its end.
 STEPS = (1, 2)
+SHARDED = ("zero2", "fsdp2")
 
 Results = dict[str, Any]
 
@@ -26,10 +28,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_sample() -> Any:
-    original = resume_cases.TransformersSampler.sample
-    yield
-    resume_cases.TransformersSampler.sample = original
+def fixed_sample() -> Iterator[None]:
+    """Takes back what `resume_cases.run` puts into this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume_cases.TransformersSampler, "sample", resume_cases.TransformersSampler.sample)
+        patch.setattr(resume_cases.PPOTrainer, "_check_sampling", resume_cases.PPOTrainer._check_sampling)
+        yield
+
+
+def launched(folder: Path, backend: str, processes: int, checkpoints: Sequence[Path]) -> list[Results]:
+    """What each process of a launched worker comes to."""
+    folder.mkdir()
+    cpu = {"use_cpu": True} if backend == "multi_gpu" else {}
+    config = launching.write_config(folder, backend, num_processes=processes, **cpu)
+    done = launching.launch(config, WORKER, str(folder), json.dumps([str(path) for path in checkpoints]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for path in checkpoints:
+        assert (
+            done.stderr.count(f"{path}: the number of processes was {3 - processes}, is {processes}: ") == 1
+        )
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +60,11 @@ def one(folder: Path) -> Results:
 def two(folder: Path, one: Results) -> list[Results]:
     """Each of two processes, straight and from the checkpoints of one."""
     assert one
-    checkpoints = [str(folder / "one" / "straight" / f"checkpoint-{step}") for step in STEPS]
-    (folder / "two").mkdir()
-    config = launching.write_config(folder, "multi_gpu", use_cpu=True)
-    done = launching.launch(config, WORKER, str(folder / "two"), json.dumps(checkpoints))
-    assert done.returncode == 0, done.stderr[-3000:]
-    for step in STEPS:
-        line = f"checkpoint-{step}: the number of processes was 1, is 2: the same run to rounding"
-        assert done.stderr.count(line) == 1
-    return [torch.load(folder / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return launched(folder / "two", "multi_gpu", 2, checkpoints(folder / "one"))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return [run / "straight" / f"checkpoint-{step}" for step in STEPS]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -72,6 +86,30 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
     resumed = resume_cases.summary(trainer)
     assert_same_run(resumed, two[0]["straight"])
     assert resumed["seed"] == seed_of_process(0, step, 0)
+
+
+@pytest.mark.slow
+def test_sharded_models_go_on_in_two_processes_and_in_one(folder: Path, one: Results) -> None:
+    alone = launched(folder / "sharded1", "fsdp2", 1, [])
+    both = launched(folder / "sharded2", "fsdp2", 2, checkpoints(folder / "sharded1"))
+    again = launched(folder / "sharded3", "fsdp2", 1, checkpoints(folder / "sharded2"))
+    for rank in (*alone, *both, *again):
+        for name, resumed in rank.items():
+            if name != "changed":
+                assert_same_run(resumed, one["straight"])
+
+
+@pytest.mark.parametrize(
+    "backend", ["multi_gpu", *(pytest.param(b, marks=pytest.mark.slow) for b in SHARDED)]
+)
+def test_what_is_named_changes_alike_under_every_backend(
+    folder: Path, one: Results, two: list[Results], backend: str
+) -> None:
+    ranks = two if backend == "multi_gpu" else launched(folder / backend, backend, 2, [])
+    for rank in ranks:
+        assert_same_run(rank["changed"], one["changed"])
+    rates = [entry["learning_rate"] for entry in one["changed"]["logs"]]
+    assert rates == pytest.approx([0.01, 0.008, 0.018, 0.012, 0.006])
 
 
 def assert_same_run(resumed: Results, straight: Results) -> None:
