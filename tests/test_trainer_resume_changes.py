@@ -15,6 +15,7 @@ from peft import LoraConfig
 from tieback.cli.errors import UsageError
 from tieback.pipeline.resume import FIXED, FREE
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
+from tieback.pipeline.trainer.run_identity import input_digests, seed_of_process
 
 BEFORE: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01}
 
@@ -211,11 +212,13 @@ def test_an_adaptive_coefficient_comes_from_the_checkpoint_unless_it_is_named(tm
     for options, first in (
         ({"kl_target": 0.5, "resume_with_changes": ["kl_target"]}, state["kl"]["value"]),
         ({"kl_coef": 0.3, "resume_with_changes": ["kl_coef"]}, 0.3),
+        # No longer adaptive, and so a setting.
+        ({"kl_target": None, "resume_with_changes": ["kl_target"]}, 0.05),
     ):
         trainer = toy.ppo_trainer(tmp_path / "resumed", **(adaptive | options))
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         assert new_logs(trainer)[0]["kl_coef"] == pytest.approx(first)
-        assert trainer.kl_controller.value != pytest.approx(first)
+        assert (trainer.kl_controller.value != first) == (trainer.args.kl_target is not None)
 
 
 def test_a_named_seed_samples_anew(home: Path, tmp_path: Path) -> None:
@@ -226,6 +229,7 @@ def test_a_named_seed_samples_anew(home: Path, tmp_path: Path) -> None:
         )
         resume(trainer, home)
         ends.append(toy.weights(trainer.model))
+        assert torch.initial_seed() == (seed_of_process(1, 2, 0) if seed else 0)
     torch.testing.assert_close(ends[1], ends[2], rtol=0, atol=0)
     assert not torch.equal(ends[0]["critic.score.weight"], ends[1]["critic.score.weight"])
 
@@ -325,6 +329,13 @@ def test_the_same_inputs_from_another_place_and_a_new_random_head_of_the_critic_
     )
     resume(resumed, home, "models")
     assert resumed.state.global_step == 4
+
+
+def test_the_order_in_which_an_adapter_names_its_modules_does_not_matter() -> None:
+    tok = toy.tokenizer()
+    adapter = LoraConfig(target_modules=["v_proj", "q_proj", "o_proj"])
+    digests = input_digests(toy.policy(tok), None, [toy.id_reward], tok, None, adapter)
+    assert digests["peft_config"]["target_modules"] == ["o_proj", "q_proj", "v_proj"]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_word(
