@@ -30,7 +30,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.digests import rows_digest, weights_digest
+from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
@@ -115,7 +115,11 @@ def main() -> None:
     )
     show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
     settings = run.recipe | launch_settings(trainer)
-    settings |= {"model": weights_digest(start), "train_dataset": rows_digest(rows.dataset)}
+    settings |= {
+        "model": weights_digest(start),
+        "processing_class": tokenizer_digest(tokenizer),
+        "train_dataset": rows_digest(rows.dataset),
+    }
     check = settings_check(settings, resume_args.resume_with_changes)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
     train_interruptibly(trainer, resume)

@@ -24,7 +24,7 @@ from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.digests import rows_digest, weights_digest
+from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
@@ -116,6 +116,7 @@ def main() -> None:
     settings = run.recipe | launch_settings(trainer)
     settings |= {
         "model": None if path is None else weights_digest(path),
+        "processing_class": tokenizer_digest(tokenizer),
         "train_dataset": rows_digest(rows.dataset),
     }
     check = settings_check(settings, resume_args.resume_with_changes)
