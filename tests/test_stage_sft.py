@@ -143,7 +143,8 @@ def test_other_demonstrations_in_the_same_file_are_refused_and_a_named_rate_is_t
     (folder / "metrics.json").unlink()
     shutil.rmtree(folder / "checkpoint-2")
     write_rows(data, [{"prompt": "say 0", "completion": "none"}, *rows[1:]])
-    changed = r"\(train_dataset was '\w{16}', is '\w{16}'\)"
+    # The tokenizer is trained on them, too.
+    changed = r"\(processing_class was '\w{16}', is '\w{16}'; train_dataset was '\w{16}', is '\w{16}'\)"
     for asked in ((), ("--resume_from_checkpoint", "true")):
         with pytest.raises(UsageError, match=f"started with other settings {changed}"):
             run(tmp_path, *flags, *asked)
