@@ -39,8 +39,11 @@ class ResumableTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
+        if checkpoint is not None:
+            self._take_up_settings()
+
+    def _take_up_settings(self) -> None:
+        """Put this start's settings in the place of those that were loaded."""
         for group, own in zip(self.optimizer.param_groups, self._own_groups, strict=True):
             group.update(own)
         if isinstance(self.lr_scheduler, LambdaLR):

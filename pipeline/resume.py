@@ -61,7 +61,12 @@ FREE = frozenset(
         # precision and the backend are compared.
         *("use_cpu", "local_rank", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("bf16", "fp16"),
-        *("micro_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *(
+            "micro_batch_size",
+            "replicate_frozen_models",
+            "gradient_checkpointing",
+            "gradient_checkpointing_kwargs",
+        ),
         *("activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),

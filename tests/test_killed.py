@@ -24,7 +24,7 @@ from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
 
 # One process without a launcher, and two under each configuration.
-BACKENDS = ("alone", "multi_gpu", "zero2", "fsdp2")
+BACKENDS = ("alone", "multi_gpu", "zero2", "zero3", "fsdp2")
 # Appends a line to a file, by which the test knows that an iteration has begun.
 REWARD = """\
 import os

@@ -17,7 +17,7 @@ from tieback.pipeline.trainer.run_identity import Identity, _check_processes, se
 WORKER = Path(resume_cases.__file__)
 # After these iterations of two an epoch: within an epoch, and at its end.
 STEPS = (1, 2)
-SHARDED = ("zero2", "fsdp2")
+SHARDED = ("zero2", "zero3", "fsdp2")
 
 Results = dict[str, Any]
 
@@ -89,14 +89,16 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
 
 
 @pytest.mark.slow
-def test_sharded_models_go_on_in_two_processes_and_in_one(folder: Path, one: Results) -> None:
-    alone = launched(folder / "sharded1", "fsdp2", 1, [])
-    both = launched(folder / "sharded2", "fsdp2", 2, checkpoints(folder / "sharded1"))
-    again = launched(folder / "sharded3", "fsdp2", 1, checkpoints(folder / "sharded2"))
-    for rank in (*alone, *both, *again):
-        for name, resumed in rank.items():
-            if name != "changed":
-                assert_same_run(resumed, one["straight"])
+def test_sharded_models_go_on_from_whole_ones_and_whole_ones_from_sharded(
+    folder: Path, tmp_path: Path, one: Results
+) -> None:
+    for rank in launched(folder / "sharded", "fsdp2", 2, checkpoints(folder / "one")):
+        for checkpoint in checkpoints(folder / "one"):
+            assert_same_run(rank[str(checkpoint)], one["straight"])
+    for checkpoint in checkpoints(folder / "sharded"):
+        trainer = resume_cases.make_trainer(tmp_path, 1)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert_same_run(resume_cases.summary(trainer), one["straight"])
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def run_identity(trainer: Trainer, inputs: dict[str, Any]) -> Identity:
     if settings["data_seed"] == settings["seed"]:
         settings["data_seed"] = None  # as it is where only `seed` is set
     settings |= launch_settings(trainer)
+    if settings["backend"].startswith("fsdp"):
+        settings["backend"] = "replicated"  # whose checkpoints have the same files
     return {
         "settings": as_json(settings),
         "inputs": as_json(inputs),

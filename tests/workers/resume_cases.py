@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
 
+from tieback.pipeline.model_loading import load_whole
 from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
+from tieback.pipeline.trainer.sharded_tensors import gathered
 
 # All that has a state; Adam with an epsilon that keeps rounding from being magnified. Two iterations an epoch.
 SETTINGS: dict[str, Any] = {
@@ -35,6 +38,7 @@ CHANGES = {"learning_rate": 0.03, "critic_learning_rate": 0.05, "weight_decay": 
 
 def make_trainer(folder: Path, processes: int, **settings: Any) -> PPOTrainer:
     """A trainer whose processes share eight completions an iteration."""
+    load_whole()  # the arguments of a trainer before have set ZeRO-3 up for every model
     tok = toy.tokenizer()
     shared = {"per_device_train_batch_size": 8 // processes, **SETTINGS}
     return toy.ppo_trainer(folder, tok=tok, value_model=toy.reward_model(tok), **(shared | settings))
@@ -55,8 +59,12 @@ def summary(trainer: PPOTrainer) -> dict[str, Any]:
 def full_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     """Every parameter, gathered where it is sharded."""
     module = trainer.accelerator.unwrap_model(trainer.model)
-    named = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone() for name, t in named.items()}
+    weights = {}
+    for name, parameter in module.named_parameters():
+        with gathered([parameter]):
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            weights[name] = whole.detach().clone()
+    return weights
 
 
 def run(folder: Path, processes: int, checkpoints: list[str]) -> dict[str, Any]:
