@@ -34,13 +34,13 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
 
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()
-) -> list[str]:
+) -> dict[str, str]:
     """Say of each setting that differs what it was and what it is, but for those in `free`; empty where none does."""
-    return [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+    return {
+        name: f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted((before.keys() | now.keys()) - set(free))
         if before.get(name) != now.get(name)
-    ]
+    }
 
 
 def print_metrics(title: str, metrics: Mapping[str, float]) -> None:

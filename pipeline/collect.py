@@ -31,7 +31,8 @@ from tieback.data.rankings import ranking_to_pairs
 from tieback.data.worlds import WORLDS, World, world_of
 from tieback.pipeline import response_files
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, weights_digest
+from tieback.pipeline.digests import weights_digest
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.rollout.responses import own_share
 from tieback.pipeline.rollout.sampler import Sampler, make_sampler

@@ -1,6 +1,5 @@
 """Policies and tokenizers for the stages: by name, from a folder, or a new small Llama from the recipe."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,27 +220,6 @@ def match_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
-
-
-def weights_digest(path: str | Path) -> str:
-    """SHA-256 of a local model's safetensors files; the name itself for a model of the hub."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        return str(path)
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def weights_of(models: dict[str, str]) -> dict[str, str]:
-    """Digests of the models that a stage starts from, to be kept with its settings: a resumed run must find the same.
-
-    Args:
-        models: path or hub name of each, by its role.
-    """
-    return {f"weights of {role}": weights_digest(path)[:16] for role, path in models.items()}
 
 
 def context_length(model: PreTrainedModel) -> int | None:

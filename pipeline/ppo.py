@@ -25,7 +25,7 @@ from trl import ModelConfig, get_peft_config
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.interruption import exit_if_interrupted
-from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, weights_of
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.scorers import Scorer, load_scorer
@@ -114,14 +114,11 @@ def main() -> None:
         value_model=critic_to_start_from(ppo_args.critic_init, rewards),
         peft_config=get_peft_config(model_args),
     )
-    models = {"policy": model_args.model_name_or_path}
-    models |= {f"reward {number}": name for number, name in enumerate(names, start=1)}
-    settings = run.recipe | weights_of(models)
-    trainer.train(
-        resume_from_checkpoint=checkpoint_to_resume(
-            args.output_dir, args.resume_from_checkpoint, settings, STATE_FILE
-        )
+    settings = run.recipe | {"digests": trainer.inputs}
+    resume = checkpoint_to_resume(
+        args.output_dir, args.resume_from_checkpoint, settings, trainer.check_resume, STATE_FILE
     )
+    trainer.train(resume_from_checkpoint=resume)
     exit_if_interrupted(trainer, trainer.interrupt)
     trainer.save_model()
     trainer.save_state()

@@ -30,7 +30,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         changed = changed_settings(before, settings)
         if changed:
             raise UsageError(
-                f"{folder / RESPONSES} was sampled under other settings ({'; '.join(changed)}). Remove {folder} to "
+                f"{folder / RESPONSES} was sampled under other settings ({'; '.join(changed.values())}). Remove {folder} to "
                 "sample anew, or give another --output_dir."
             )
     _write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())

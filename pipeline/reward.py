@@ -30,6 +30,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
@@ -37,10 +38,10 @@ from tieback.pipeline.model_loading import (
     load_tokenizer,
     load_whole,
     model_kwargs,
-    weights_of,
 )
 from tieback.pipeline.progress import show_figures
-from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.resumable_trainer import resumable
+from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
 from tieback.pipeline.stage import begin_stage, finish_stage
 from tieback.reward_model.encoding import encode, encode_pairs
@@ -89,8 +90,8 @@ class RewardArguments:
 def main() -> None:
     """Run the stage."""
     begin_stage()
-    run, data_args, args, model_args = parse_stage(
-        "reward", (RunArguments, RewardArguments, RewardConfig, ModelConfig)
+    run, data_args, resume_args, args, model_args = parse_stage(
+        "reward", (RunArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
     )
     started = time.perf_counter()
     sources = [data_args.dataset_name] if data_args.dataset_name else collected_pairs(run)
@@ -105,7 +106,7 @@ def main() -> None:
     train, held_out = split_by_prompt(pairs, data_args.held_out_fraction, args.seed)
 
     model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
-    trainer = RewardTrainer(
+    trainer = resumable(RewardTrainer)(
         model=model,
         args=args,
         train_dataset=train,
@@ -114,8 +115,15 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
-    settings = run.recipe | weights_of({"model": start})
-    train_interruptibly(trainer, checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings))
+    settings = run.recipe | launch_settings(trainer)
+    settings |= {
+        "model": weights_digest(start),
+        "processing_class": tokenizer_digest(tokenizer),
+        "train_dataset": rows_digest(rows.dataset),
+    }
+    check = settings_check(settings, resume_args.resume_with_changes)
+    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
+    train_interruptibly(trainer, resume)
     save(trainer, start, model_args, tokenizer)
     steps, history = trainer.state.global_step, trainer.state.log_history
     del trainer, model

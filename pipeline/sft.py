@@ -24,6 +24,7 @@ from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
@@ -31,11 +32,11 @@ from tieback.pipeline.model_loading import (
     load_policy,
     load_tokenizer,
     new_policy,
-    weights_of,
 )
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.prompts import fit_prompts
-from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.resumable_trainer import resumable
+from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.stage import begin_stage, finish_stage
 
 
@@ -82,8 +83,8 @@ class SFTArguments:
 def main() -> None:
     """Run the stage."""
     begin_stage()
-    run, data_args, args, model_args = parse_stage(
-        "sft", (RunArguments, SFTArguments, SFTConfig, ModelConfig)
+    run, data_args, resume_args, args, model_args = parse_stage(
+        "sft", (RunArguments, SFTArguments, ResumeSettings, SFTConfig, ModelConfig)
     )
     started = time.perf_counter()
     rows = load_demonstrations(data_args, args.seed)
@@ -101,7 +102,7 @@ def main() -> None:
         )
     train, held_out = split_rows(dataset, data_args.eval_fraction, args.seed)
 
-    trainer = SFTTrainer(
+    trainer = resumable(SFTTrainer)(
         model=model,
         args=args,
         train_dataset=train,
@@ -112,8 +113,14 @@ def main() -> None:
     show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
     stop_ids = model.generation_config.eos_token_id
     path = model_args.model_name_or_path
-    settings = run.recipe | weights_of({} if path is None else {"model": path})
-    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings)
+    settings = run.recipe | launch_settings(trainer)
+    settings |= {
+        "model": None if path is None else weights_digest(path),
+        "processing_class": tokenizer_digest(tokenizer),
+        "train_dataset": rows_digest(rows.dataset),
+    }
+    check = settings_check(settings, resume_args.resume_with_changes)
+    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
     result = train_interruptibly(trainer, resume)
     evaluation = trainer.evaluate() if held_out is not None else {}
     model.generation_config.eos_token_id = stop_ids  # the Trainer may have put the tokenizer's EOS alone

@@ -24,8 +24,7 @@ class FixedKLController:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up a state of `state_dict`."""
-        self.value = _checked_coefficient(state["value"])
+        """Do nothing: a fixed coefficient is a setting, which a resumed run is given anew, and no state."""
 
 
 class AdaptiveKLController(FixedKLController):
@@ -71,6 +70,10 @@ class AdaptiveKLController(FixedKLController):
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         # A batch of five horizons would otherwise bring the coefficient to 0, where it would stay.
         self.value *= max(1 + error * num_steps / self.horizon, 0.1)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take up a state of `state_dict`: the coefficient as it had become."""
+        self.value = _checked_coefficient(state["value"])
 
 
 def _checked_coefficient(kl_coef: float) -> float:

@@ -69,3 +69,9 @@ def test_settings_that_make_no_sense_are_refused(settings: tuple[float, float, f
         AdaptiveKLController(*settings)
     with pytest.raises(ValueError, match="at least 0"):
         FixedKLController(-0.1)
+
+
+def test_a_fixed_coefficient_is_no_state_that_could_be_brought_back() -> None:
+    controller = FixedKLController(0.3)
+    controller.load_state_dict(FixedKLController(0.05).state_dict())
+    assert controller.value == 0.3

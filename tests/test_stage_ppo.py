@@ -1,6 +1,7 @@
 """The stage script pipeline/ppo.py: what it refuses, adapters of this and the SFT stage, and what it goes on from."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -195,21 +196,100 @@ def test_the_critic_can_start_from_the_policy_and_rewards_be_functions_alone(
     assert metrics["train/iterations"] == 2
 
 
-def test_an_interrupted_run_does_not_go_on_from_another_sft_or_reward_model(
-    run_dir: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def interrupted(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after its first iteration of two: its folder."""
+    output = tmp_path_factory.mktemp("interrupted") / "ppo"
+    run(run_dir, output, *KILLED)
+    (output / "metrics.json").unlink()
+    shutil.rmtree(output / "checkpoint-2")
+    return output
+
+
+KILLED = ("--save_steps", "1", "--save_total_limit", "5")
+
+
+def move(path: Path) -> None:
+    """Other weights under the same name."""
+    weights = load_file(path)
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+
+
+CHANGES = {
+    "the SFT model": ("sft/model.safetensors", [], r"\(model was '\w{16}', is '\w{16}'\)"),
+    "the reward model": (
+        "reward/model.safetensors",
+        [],
+        r"\(reward_funcs was \['\w{16}'\], is \['\w{16}'\]; value_model was '\w{16}', is '\w{16}'\)",
+    ),
+    "the prompts": ("prompts.jsonl", [], r"\(train_dataset was '\w{16}', is '\w{16}'\)"),
+    "the split": (None, ["--num_eval_prompts", "1"], r"\(train_dataset was '\w{16}', is '\w{16}'\)"),
+    "the critic": (None, ["--critic_init", "policy"], r"\(value_model was '\w{16}', is 'of the policy'\)"),
+    "a rate": (None, ["--learning_rate", "0.5"], r"\(learning_rate was 0\.001, is 0\.5\)"),
+}
+
+
+@pytest.mark.parametrize("asked", [(), ("--resume_from_checkpoint", "true")], ids=["by itself", "asked"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_interrupted_run_does_not_go_on_with_another_input_or_setting(
+    run_dir: Path,
+    interrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    asked: tuple[str, ...],
+) -> None:
+    file, options, message = CHANGES[change]
+    output = tmp_path / "ppo"
+    shutil.copytree(interrupted, output)
+    before = (output / "settings.json").read_bytes()
+    monkeypatch.setattr(ppo.PPOTrainer, "generate", lambda *_: pytest.fail("it computed"))
+    if file is not None:
+        home = tmp_path / "home"
+        shutil.copytree(run_dir, home)
+        if file.endswith("jsonl"):
+            (home / file).write_text((home / file).read_text().replace("red cat", "red dog"))
+        else:
+            move(home / file)
+        run_dir = home
+    with pytest.raises(UsageError, match=f"started with other settings {message}"):
+        run(run_dir, output, *KILLED, *options, *asked)
+    assert (output / "settings.json").read_bytes() == before
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_run_goes_on_with_what_is_named_and_writes_it_down(
+    run_dir: Path, interrupted: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "ppo"
-    run(run_dir, output, "--save_steps", "1")
-    (output / "metrics.json").unlink()  # as if it had been killed before its end
-    for stage, role in (("sft", "policy"), ("reward", "reward 1")):
-        path = run_dir / stage / "model.safetensors"
-        before = path.read_bytes()
-        weights = load_file(path)
-        save_file({name: tensor + 0.01 for name, tensor in weights.items()}, path, metadata={"format": "pt"})
-        with pytest.raises(
-            UsageError, match=rf"started with other settings \(weights of {role} was '\w{{16}}', is '"
-        ):
-            run(run_dir, output, "--save_steps", "1")
-        path.write_bytes(before)
-    run(run_dir, output, "--save_steps", "1")
+    shutil.copytree(interrupted, output)
+    named = (
+        "--learning_rate",
+        "0.5",
+        "--kl_coef",
+        "0.2",
+        "--resume_with_changes",
+        "kl_coef",
+        "learning_rate",
+    )
+    run(run_dir, output, *KILLED, *named)
+    last = [
+        entry
+        for entry in json.loads((output / "trainer_state.json").read_text())["log_history"]
+        if "policy/loss" in entry
+    ][-1]
+    assert (last["step"], last["learning_rate"], last["kl_coef"]) == (2, 0.25, 0.2)
+    settings = json.loads((output / "settings.json").read_text())
+    assert (settings["learning_rate"], settings["kl_coef"]) == (0.5, 0.2)
+    first = json.loads((output / "checkpoint-1" / "ppo_state.json").read_text())["identity"]
+    assert settings["digests"] == first["inputs"]
+
+
+def test_the_same_files_in_another_folder_are_the_same_run(
+    run_dir: Path, interrupted: Path, tmp_path: Path
+) -> None:
+    home, output = tmp_path / "home", tmp_path / "ppo"
+    shutil.copytree(run_dir, home)
+    shutil.copytree(interrupted, output)
+    run(home, output, *KILLED)
     assert json.loads((output / "metrics.json").read_text())["train/iterations"] == 2

@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from tieback.cli.errors import UsageError
@@ -109,6 +109,27 @@ def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight
     straight = load_file(run_dir / "straight" / "model.safetensors")
     resumed = load_file(run_dir / "reward" / "model.safetensors")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_other_pairs_in_the_same_file_and_another_sft_model_are_refused(run_dir):
+    flags = ("--save_steps", "1", "--save_total_limit", "5")
+    run(run_dir, *flags)
+    folder = run_dir / "reward"
+    (folder / "metrics.json").unlink()
+    pairs, model = run_dir / "collect" / "preferences.jsonl", run_dir / "sft" / "model.safetensors"
+    for path, name in ((pairs, "train_dataset"), (model, "model")):
+        before = path.read_bytes()
+        if path == pairs:
+            lines = before.splitlines(keepends=True)
+            path.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+        else:
+            weights = load_file(path)
+            save_file({key: tensor + 0.01 for key, tensor in weights.items()}, path, {"format": "pt"})
+        for asked in ((), ("--resume_from_checkpoint", "true")):
+            with pytest.raises(UsageError, match=rf"other settings \({name} was '\w{{16}}', is '\w{{16}}'\)"):
+                run(run_dir, *flags, *asked)
+        path.write_bytes(before)
+    run(run_dir, *flags)
 
 
 def test_the_report_is_that_of_the_saved_model_on_the_held_out_pairs(run_dir):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -131,6 +132,38 @@ def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight
     straight = load_file(smoke[0] / "sft" / "model.safetensors")
     resumed = load_file(tmp_path / "sft" / "model.safetensors")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_other_demonstrations_in_the_same_file_are_refused_and_a_named_rate_is_that_of_the_rest(tmp_path):
+    rows = [{"prompt": f"say {number}", "completion": f"{number}"} for number in range(40)]
+    data = tmp_path / "rows.jsonl"
+    flags = ("--report_to", "none", "--dataset_name", write_rows(data, rows), "--lr_scheduler_type", "linear")
+    run(tmp_path, *flags, "--save_total_limit", "2")
+    folder = tmp_path / "sft"
+    (folder / "metrics.json").unlink()
+    shutil.rmtree(folder / "checkpoint-2")
+    write_rows(data, [{"prompt": "say 0", "completion": "none"}, *rows[1:]])
+    # The tokenizer is trained on them, too.
+    changed = r"\(processing_class was '\w{16}', is '\w{16}'; train_dataset was '\w{16}', is '\w{16}'\)"
+    for asked in ((), ("--resume_from_checkpoint", "true")):
+        with pytest.raises(UsageError, match=f"started with other settings {changed}"):
+            run(tmp_path, *flags, *asked)
+    write_rows(data, rows)
+    with pytest.raises(UsageError, match=r"\(global_batch_size was 8, is 4\)"):
+        run(tmp_path, *flags, "--per_device_train_batch_size", "4")
+    # The same batch in two parts is the same run to rounding.
+    halves = (
+        "--per_device_train_batch_size",
+        "4",
+        "--gradient_accumulation_steps",
+        "2",
+        "--logging_steps",
+        "1",
+    )
+    rate = ("--learning_rate", "0.5", "--resume_with_changes", "learning_rate")
+    trainer = run(tmp_path, *flags, *halves, *rate, "--max_steps", "5")
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert logged[-4:] == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
 
 CONVERSATION = [

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.responses import equal_share
 from tieback.pipeline.trainer.figures import figure_names
+from tieback.pipeline.trainer.random_state import kept_random_state
 
 
 def length_reward(prompts: list[Any], **_: Any) -> list[float]:
@@ -84,6 +85,30 @@ def test_evaluation_leaves_training_as_it_would_have_been(tmp_path: Path) -> Non
         evaluations = [entry for entry in trainer.state.log_history if "eval_reward/mean" in entry]
     assert len(evaluations) == 4
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_reward_functions_that_draw_numbers_leave_no_trace_either(tmp_path: Path) -> None:
+    def drawing(completions: list[Any], **_: Any) -> list[float]:
+        return [random.random() + float(np.random.rand()) for _ in completions]
+
+    trainer = toy.ppo_trainer(tmp_path, drawing, eval_dataset=toy.prompts(7))
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    trainer.evaluate()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_the_random_state_of_any_accelerator_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, states = torch.device(kind), {kind: torch.tensor([1])}
+    module = getattr(torch, kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device: states[str(device)])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device: states.update({str(device): state}))
+    before = torch.get_rng_state()
+    with kept_random_state(device):
+        states[kind] = torch.tensor([2])
+        torch.rand(3)
+    assert states[kind].item() == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_is_the_same_each_time(tmp_path: Path) -> None:

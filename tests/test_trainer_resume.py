@@ -87,13 +87,28 @@ def test_a_resumed_run_ends_as_the_straight_one_bit_for_bit(
     assert end == {name: expected[name] for name in end}
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_step_too_many(tmp_path: Path) -> None:
+    """In the middle of an epoch, where Trainer would go on to the next batch."""
+    trained = trainer(tmp_path, max_steps=3)
+    trained.train()
+    for max_steps in (3, 2):
+        resumed = trainer(tmp_path, max_steps=max_steps)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 3
+        assert toy.iteration_logs(resumed) == toy.iteration_logs(trained)
+        torch.testing.assert_close(toy.weights(resumed.model), toy.weights(trained.model), rtol=0, atol=0)
+        assert resumed.reward_moments.state_dict() == trained.reward_moments.state_dict()
+
+
 def test_the_checkpoint_holds_critic_optimiser_coefficient_and_reward_statistics(
     straight: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, expected = straight
     last = folder / "checkpoint-6"
     saved = json.loads((last / "ppo_state.json").read_text())
-    files = saved.pop("files")
+    files, identity = saved.pop("files"), saved.pop("identity")
+    assert identity["settings"]["learning_rate"] == 1e-2
+    assert identity["inputs"]["reward_funcs"] == ["toy:id_reward"]
     assert saved == {"kl": expected["kl"], "reward_moments": expected["moments"]}
     assert {"model.safetensors", "value_model/model.safetensors", "optimizer.pt", "rng_state.pth"} <= set(
         files

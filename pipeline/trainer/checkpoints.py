@@ -8,19 +8,22 @@ neither is resumed from.
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.resumable_trainer import ResumableTrainer
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.settings import PPO_CONFIG
 from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.run_identity import compare_identities, run_identity, seed_of_process
 from tieback.pipeline.trainer.sharded_tensors import load_optimizer_state, whole_optimizer_state
 
 STATE_FILE = "ppo_state.json"
@@ -117,19 +120,67 @@ class Stateful(Protocol):
         ...
 
 
-class CheckpointedTrainer(Trainer):
+class CheckpointedTrainer(ResumableTrainer):
     """A Trainer that writes and reads the checkpoints of an `ActorCritic`, so that runs resume exactly.
 
     Attributes:
         run_state: parts of the run that a checkpoint holds besides those of every Trainer, by name.
+        inputs: digests of what the run starts from (see `input_digests`).
     """
 
     run_state: dict[str, Stateful]
+    inputs: dict[str, Any]
+
+    # What the run that is resumed was not: names of what has changed since, and whether all processes draw anew.
+    _changed: list[str]
+    _draws_anew: bool
 
     def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> TrainOutput:
-        """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
+        """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged.
+            UsageError: settings or inputs differ from the checkpoint's and `resume_with_changes` does not name them, or
+                the number of processes does not fit (see `check_resume`).
+        """
         folder = resolve_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        if folder is not None:
+            self._changed = self.check_resume(folder)
+            self._note_changes(folder)
         return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    def check_resume(self, folder: str | Path) -> list[str]:
+        """Make sure, before any compute, that this run may go on from a checkpoint.
+
+        Returns:
+            Names of the settings and inputs that differ from the checkpoint's, as `resume_with_changes` allows.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged.
+            UsageError: something else differs, or the number of processes does not fit.
+        """
+        folder = Path(resolve_checkpoint(self.args.output_dir, str(folder)) or folder)
+        identity = read_state(folder).get("identity")
+        return [] if identity is None else compare_identities(folder, identity, self, self.inputs)
+
+    def _note_changes(self, folder: str) -> None:
+        """Say in one line each what the resumed run was not."""
+        identity = read_state(folder).get("identity")
+        processes = self.accelerator.num_processes
+        before = processes if identity is None else identity["processes"]
+        self._draws_anew = before != processes or "seed" in self._changed
+        notes = []
+        if identity is None:
+            notes.append("an earlier version wrote it without its settings, which cannot be compared.")
+        if self._changed:
+            notes.append(f"from here on with another {', '.join(self._changed)}.")
+        if before != processes:
+            notes.append(
+                f"the number of processes was {before}, is {processes}: the same run to rounding, but that completions are "
+                "sampled from new random numbers."
+            )
+        for note in notes:
+            self.accelerator.print(f"{folder}: {note}", file=sys.stderr)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -157,7 +208,8 @@ class CheckpointedTrainer(Trainer):
             return
         self._write_settings(folder)  # again, with the limit
         if not self.args.save_only_model:
-            write_state(folder, {name: part.state_dict() for name, part in self.run_state.items()})
+            parts = {name: part.state_dict() for name, part in self.run_state.items()}
+            write_state(folder, {**parts, "identity": run_identity(self, self.inputs)})
         rotate_checkpoints(
             output_dir=self.args.output_dir,
             save_total_limit=limit,
@@ -191,9 +243,19 @@ class CheckpointedTrainer(Trainer):
             )
             load_optimizer_state(self.optimizer, state)
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+            self._take_up_settings()
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = read_state(checkpoint)
             for name, part in self.run_state.items():
-                part.load_state_dict(state[name])
+                # A named kl_coef is where the adaptive one begins again.
+                if not (name == "kl" and "kl_coef" in self._changed):
+                    part.load_state_dict(state[name])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._draws_anew:
+            # Each process has a state of its own there, which none of another number can take up.
+            set_seed(seed_of_process(self.args.seed, self.state.global_step, self.accelerator.process_index))
+        else:
+            super()._load_rng_state(checkpoint)

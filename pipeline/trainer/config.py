@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from transformers import GenerationConfig, TrainingArguments
 
+from tieback.pipeline.resume import ResumeSettings
 from tieback.pipeline.rollout.settings import RolloutSettings, read_mapping
 from tieback.pipeline.trainer.setting_checks import (
     check_available,
@@ -41,7 +42,7 @@ SETTINGS_WITH_A_FIELD = {
 
 
 @dataclass
-class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
+class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArguments):
     """Settings of `PPOTrainer`.
 
     One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the

@@ -14,6 +14,7 @@ from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
 from tieback.pipeline.trainer.figures import mean_figures
 from tieback.pipeline.trainer.input_checks import check_dataset
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets
+from tieback.pipeline.trainer.random_state import kept_random_state
 
 Row = dict[str, Any]
 
@@ -82,9 +83,8 @@ class EvaluatedTrainer(CheckpointedTrainer):
 
     def _evaluate_set(self, dataset: Dataset, prefix: str) -> dict[str, float]:
         size = self.args.per_device_eval_batch_size
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         own = equal_share(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
-        with torch.random.fork_rng(devices):
+        with kept_random_state(self.accelerator.device):
             torch.manual_seed(self.args.seed + self.accelerator.process_index)
             parts = [
                 self.figures([dataset[row] for row in own[start : start + size]])

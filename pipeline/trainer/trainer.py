@@ -52,6 +52,7 @@ from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
+from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.pipeline.trainer.sharding import (
     check_backend,
@@ -151,6 +152,7 @@ class PPOTrainer(EvaluatedTrainer):
         self.reward_weights = read_weights(args.reward_weights, self.scorers)
         check_evaluation(args, eval_sets, self.reward_names)
 
+        self.inputs = input_digests(model, value_model, self.scorers, tokenizer, train_dataset, peft_config)
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
         trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
         self.interrupt = InterruptCallback()
