@@ -81,6 +81,10 @@ class CollectArguments(RolloutSettings):
     seed: int = field(
         default=0, metadata={"help": "Seed of the choice of prompts, the sampling and the annotator."}
     )
+    ddp_timeout: int = field(
+        default=1800,
+        metadata={"help": "Seconds that a process waits for another before it gives the run up."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

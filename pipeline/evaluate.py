@@ -121,6 +121,10 @@ class EvaluateArguments(RolloutSettings):
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the results; <run_dir>/evaluate where not set."}
     )
+    ddp_timeout: int = field(
+        default=1800,
+        metadata={"help": "Seconds that a process waits for another before it gives the run up."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,9 +191,7 @@ def main() -> None:
         rollout_settings = {item.name: getattr(args, item.name) for item in fields(RolloutSettings)}
         finish_stage("evaluate", output_dir, metrics, run.recipe | rollout_settings)
         accelerator.print(f"The page to read: {write_report(output_dir)}")
-    # A process that leaves while another still works takes the connection down with it.
     accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def model_folders(run: RunArguments, args: EvaluateArguments) -> dict[str, str]:

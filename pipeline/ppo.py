@@ -131,7 +131,7 @@ def main() -> None:
         "train/seconds": time.perf_counter() - started,
     }
     finish_stage("ppo", args.output_dir, metrics, settings)
-    trainer.end()
+    trainer.accelerator.wait_for_everyone()
 
 
 def load_base_policy(model_args: ModelConfig, tokenizer: Any, output_dir: str) -> PreTrainedModel:

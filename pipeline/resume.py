@@ -18,7 +18,7 @@ SETTINGS = "settings.json"
 _FREE = {
     *("run_dir", "output_dir", "resume_from_checkpoint", "config"),
     *("logging_dir", "logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm"),
-    *("save_strategy", "save_steps", "save_total_limit"),
+    *("save_strategy", "save_steps", "save_total_limit", "ddp_timeout"),
     *(
         "eval_strategy",
         "eval_steps",

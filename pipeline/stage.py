@@ -1,4 +1,4 @@
-"""Beginning and end of every stage: quiet libraries and a device; metrics.json, settings.json and a table."""
+"""Beginning and end of every stage: quiet libraries; metrics.json, settings.json and a table."""
 
 import json
 import logging
@@ -13,16 +13,15 @@ import datasets
 import transformers
 from accelerate import PartialState
 
-from tieback.cli.devices import choose_device
 from tieback.cli.results import print_metrics, write_json, write_metrics
 
 
 def begin_stage(stage: str) -> None:
-    """Let libraries speak of errors alone, find out which device this process has, and warn of what does not work yet."""
+    """Let libraries speak of errors alone, and warn of what does not work yet."""
     quiet_libraries()
-    state = choose_device()
     for warning in backend_warnings(stage, os.environ):
-        state.print(f"warning: {warning}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def backend_warnings(stage: str, environment: Mapping[str, str]) -> list[str]:

@@ -249,6 +249,8 @@ class PPOTrainer(CheckpointedTrainer):
         """
         device = self.accelerator.device
         rewards = torch.tensor([call_scorer(scorer, rollout) for scorer in self.scorers], device=device).T
+        # The slowest judge is waited for here, up to ddp_timeout: groups of FSDP and DeepSpeed have limits of their own.
+        self.accelerator.wait_for_everyone()
         raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
         scores = raw_scores
         if self.args.normalize_rewards:
