@@ -36,7 +36,7 @@ def judge(completions, **columns):
     if calls == 3:  # the first call is a trial
         if first and trouble == "dies":
             # In C++, where no Python runs, and in no collective operation that would fail.
-            torch.linalg.matrix_power(torch.eye(1500), 2**60)
+            torch.linalg.matrix_power(torch.eye(3000), 2**60)
         elif first:
             pass
         elif trouble == "raises":
@@ -280,18 +280,18 @@ def test_two_machines_compute_what_two_processes_on_one_do_and_wait_for_a_judge_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to_all", [False, True])
-def test_a_run_that_a_scheduler_stops_saves_and_the_same_command_ends_as_the_uninterrupted_one(
-    home: Path, straight: dict[str, Any], to_all: bool
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_run_that_is_told_to_stop_saves_and_the_same_command_ends_as_the_uninterrupted_one(
+    home: Path, straight: dict[str, Any], number: signal.Signals, to_all: bool
 ) -> None:
-    """SIGTERM to the launcher, and to its processes, too, as SLURM sends it."""
-    name = f"requeued-{to_all}"
+    """SIGTERM to the launcher, and ctrl-C, which a terminal sends to its processes, too."""
+    name = f"stopped-{number.name}"
     config = two_processes(home)
     process = start(home, name, config, TROUBLE="slow", SECONDS="2")
     wait_for_checkpoint(home, name, 1, process)
     workers = psutil.Process(process.pid).children() if to_all else []
     for one in (process, *workers):
-        one.send_signal(signal.SIGTERM)
+        one.send_signal(number)
     assert process.wait(30) == 1
     log = (home / f"{name}.log").read_text()
     assert "Stopped after step 2 of 4; the same command goes on." in log
