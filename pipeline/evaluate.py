@@ -29,7 +29,7 @@ from trl import ModelConfig
 from tieback.cli.errors import UsageError, run
 from tieback.data.worlds import WORLDS
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
+from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, load_whole
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.report.gather import STAGES, write_facts, write_report
 from tieback.pipeline.report.pairs import SYSTEMS, Pair, evaluation_figures, make_pairs
@@ -139,6 +139,7 @@ def main() -> None:
     begin_stage("evaluate")
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     accelerator = Accelerator()
+    load_whole()
     output_dir = Path(args.output_dir)
     folders = model_folders(run, args)
     args = with_settings_of_policy(args, folders["ppo"], run.recipe)

@@ -1,6 +1,7 @@
 """Policies and tokenizers for the stages: by name, from a folder, or a new small Llama from the recipe."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 from trl import ModelConfig, get_quantization_config, is_conversational
 
 from tieback.cli.errors import UsageError
@@ -29,6 +31,16 @@ _PADDING_TOKENS = (
     "<|padding|>",
     "<|reserved_special_token_0|>",
 )
+
+
+def load_whole() -> None:
+    """Load models whole on each process from now on, for stages and parts of them in which nothing is sharded.
+
+    Otherwise `from_pretrained` returns parts (ZeRO-3) or, on all processes but one, no weights at all (FSDP with
+    `cpu_ram_efficient_loading`), wherever Accelerate is set up so.
+    """
+    unset_hf_deepspeed_config()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:

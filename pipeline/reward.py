@@ -35,6 +35,7 @@ from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
     load_tokenizer,
+    load_whole,
     model_kwargs,
     weights_of,
 )
@@ -223,6 +224,7 @@ def save(
     output_dir, state = Path(trainer.args.output_dir), PartialState()
     trainer.save_model(str(output_dir / "adapter" if model_args.use_peft else output_dir))
     trainer.save_state()
+    load_whole()
     if model_args.use_peft and state.is_main_process:
         full = ModelConfig(model_revision=model_args.model_revision, dtype=model_args.dtype)
         model = merge_adapter(start_model(start, full), output_dir / "adapter")

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
@@ -62,6 +62,8 @@ class MinibatchStep:
         """
         accelerator = self.accelerator
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        # DeepSpeed's engine sees to it itself. FSDP would keep whole gradients of all parameters, in low precision.
+        sync_each = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
         parts: list[Sums] = []
         max_abs_log_ratio = torch.zeros((), device=accelerator.device)
         too_far = False
@@ -69,7 +71,7 @@ class MinibatchStep:
         for index, micro_batch in enumerate(micro_batches):
             last = index == num_micro_batches - 1
             accelerator.gradient_state._set_sync_gradients(last)
-            with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(self.policy):
+            with contextlib.nullcontext() if last or sync_each else accelerator.no_sync(self.policy):
                 loss, sums, log_ratio = self._loss(micro_batch.to(accelerator.device))
                 parts.append(sums)
                 max_abs_log_ratio = torch.maximum(max_abs_log_ratio, log_ratio)
@@ -81,12 +83,13 @@ class MinibatchStep:
                 # Backends average gradients over the ranks, but the loss is a sum over them.
                 loss = loss * (accelerator.num_processes / count)
                 if deepspeed:
-                    accelerator.backward(loss, scale_wrt_gas=False)
+                    with self._engine_steps(everything=too_far):
+                        accelerator.backward(loss, scale_wrt_gas=False)
                 else:
                     accelerator.backward(loss)
         grad_norm = None
-        # The last backward ran in any case: DDP and FSDP are not left between a forward and its backward.
-        if deepspeed or not too_far:
+        # The last backward ran in any case: no backend is left between a forward and its backward.
+        if not too_far:
             grad_norm = self._clip()
             self.optimizer.step()
         self._clear_gradients()
@@ -148,6 +151,31 @@ class MinibatchStep:
     def _too_far(self, approx_kl: float) -> bool:
         target = self.hyper.target_kl
         return target is not None and not self.value_only and approx_kl > 1.5 * target
+
+    @contextlib.contextmanager
+    def _engine_steps(self, everything: bool) -> Iterator[None]:
+        """Let a step that DeepSpeed's engine takes here leave alone what the loss does not reach, or everything.
+
+        The engine steps inside `backward`, and gives the optimiser gradients of 0, on which weight decay and momentum
+        would move the weights. An optimiser passes over what has no gradient at all.
+        """
+
+        def leave_alone(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                if parameter.grad is None:
+                    continue
+                reached = parameter.grad.any().float()  # of this rank's part alone
+                if everything or not self.accelerator.reduce(reached, "sum"):
+                    parameter.grad = None
+
+        if not (everything or self.one_sided):
+            yield
+            return
+        hook = self.policy.basic_optimizer.register_step_pre_hook(leave_alone)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _clip(self) -> float:
         """Clip the gradient and return its norm from before; DeepSpeed's engine has clipped it by itself."""

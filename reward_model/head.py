@@ -114,12 +114,35 @@ def reward_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
+class Fp32Linear(nn.Linear):
+    """A linear layer that computes in fp32, whatever autocast says and whatever its weights were cast to.
+
+    TRL casts what QLoRA trains, and DeepSpeed whatever it is given. Both know nothing of a head.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., d] → [..., labels], fp32."""
+        with torch.autocast(device_type=input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(input.float(), self.weight.float(), bias)
+
+
+def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Mend a sequence-classification model with one label, in place (see the module's docstring).
+
+    Its parameters stay the objects that they are, which an optimiser or ZeRO may know.
+    """
+    if not isinstance(model, _ScalarHead):
+        model.__class__ = _reward_class(type(model))
+    head = getattr(model, "score", None)
+    if type(head) is nn.Linear:
+        head.__class__ = Fp32Linear
+    return model
+
+
 def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Head and bias on hidden states [..., d] → scores [...], in fp32 even under autocast."""
-    head = reward_head(model)
-    with torch.autocast(device_type=hidden.device.type, enabled=False):
-        # The head is fp32 unless someone cast the model as a whole (TRL does to what QLoRA trains).
-        return head(hidden.to(head.weight.dtype)).float().squeeze(-1) + reward_bias(model)
+    """Head and bias on hidden states [..., d] → scores [...]; in fp32 for what `as_reward_model` has mended."""
+    return reward_head(model)(hidden).squeeze(-1) + reward_bias(model)
 
 
 def reward_bias(model: PreTrainedModel) -> float:
@@ -186,19 +209,22 @@ def _from_pretrained(
             "made of it."
         )
     stock = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config_class]
-    attributes: dict[str, Any] = {"__module__": stock.__module__}
-    if new_head:
-        attributes["_keys_to_ignore_on_load_missing"] = [r"^score\."]
-    # The stock name, because save_pretrained writes it into the config.
-    reward_class: Any = type(stock.__name__, (_ScalarHead, stock), attributes)
+    expected = {"_keys_to_ignore_on_load_missing": [r"^score\."]} if new_head else {}
+    reward_class = _reward_class(stock, **expected)
     model, info = reward_class.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
-    if hasattr(model, "score"):
-        model.score.float()  # a new head is made in the backbone's dtype
+    if hasattr(model, "score") and not hasattr(model.score.weight, "ds_id"):
+        # A new head is made in the backbone's dtype. (ZeRO-3 has one dtype for all parameters of a model.)
+        model.score.float()
     if info["missing_keys"]:
         raise UsageError(
             f"{path} lacks weights of {stock.__name__}: {', '.join(sorted(info['missing_keys']))}."
         )
-    return model
+    return as_reward_model(model)
+
+
+def _reward_class(stock: type[PreTrainedModel], **attributes: Any) -> Any:
+    # The stock name, because save_pretrained writes it into the config.
+    return type(stock.__name__, (_ScalarHead, stock), {"__module__": stock.__module__, **attributes})
 
 
 def _is_classifier(config: PreTrainedConfig) -> bool:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tieback.data.conversations import TextOrMessages
 from tieback.reward_model.encoding import encode
-from tieback.reward_model.head import score_last
+from tieback.reward_model.head import as_reward_model
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class RewardScorer:
     is known from lengths, never from comparing ids with the pad id.
 
     Args:
-        model: from `reward_model.head.load_reward_model`; put into eval mode.
+        model: a sequence-classification model with one label; mended (see `reward_model.head`), and put into eval mode.
         tokenizer: the reward model's own.
         batch_size: texts in a forward pass.
         max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
@@ -36,7 +36,7 @@ class RewardScorer:
         name: str = "reward_model",
     ) -> None:
         self.name = name
-        self.model = model.eval()
+        self.model = as_reward_model(model).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
@@ -82,9 +82,6 @@ class RewardScorer:
         for row, ids in enumerate(sequences):
             input_ids[row, : len(ids)] = torch.tensor(ids)
         input_ids, attention_mask = input_ids.to(self.model.device), attention_mask.to(self.model.device)
-        if hasattr(self.model, "score"):
-            # Not its own forward, which in a stock class looks for the last id unlike the pad id.
-            return score_last(self.model, input_ids, attention_mask).tolist()
         return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
 
     def _shorten(self, ids: list[int]) -> list[int]:

@@ -1,13 +1,10 @@
 """Two processes (gloo, CPU) against one: the same global batches give the same figures and weights."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
 import torch
 import toy
@@ -15,18 +12,6 @@ from safetensors.torch import load_file
 from workers import ppo_cases
 
 WORKER = Path(ppo_cases.__file__)
-CONFIG = """\
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-use_cpu: true
-num_processes: 2
-num_machines: 1
-machine_rank: 0
-main_process_port: {port}
-mixed_precision: 'no'
-rdzv_backend: static
-same_network: true
-"""
 
 Results = dict[str, Any]
 
@@ -38,26 +23,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(scope="module", params=launching.SHARDED)
+def backend(request: pytest.FixtureRequest) -> str:
+    """A shipped configuration."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def two(folder: Path) -> list[Results]:
+def two(folder: Path, backend: str) -> list[Results]:
     """What each of two processes came to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = folder / "two.yaml"
-    config.write_text(CONFIG.format(port=port))
-    (folder / "two").mkdir()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(WORKER)]
-    done = subprocess.run(
-        [*command, str(folder / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    results = folder / backend
+    results.mkdir()
+    done = launching.launch(launching.write_config(folder, backend), WORKER, str(results))
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)
-    return [torch.load(folder / "two" / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return [torch.load(results / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")

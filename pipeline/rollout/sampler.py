@@ -136,7 +136,10 @@ class TransformersSampler:
         completions: list[Completion] = []
         for start in range(0, len(prompt_ids), size):
             ids, mask = left_pad(prompt_ids[start : start + size], config.pad_token_id, self.device)
-            output = self._model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            # The whole model is here: processes need not wait for one another's longest completion.
+            output = self._model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False
+            )
             sampled = (output.sequences if with_logprobs else output)[:, ids.shape[1] :]
             logprobs = drawn_logprobs(output.scores, sampled).tolist() if with_logprobs else None
             for row, tokens in enumerate(sampled.tolist()):

@@ -3,11 +3,12 @@
 import os
 from typing import Any, Literal
 
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from tieback.pipeline.rollout.token_scores import base_model, completion_logprobs, completion_values
+from tieback.pipeline.trainer.sharded_tensors import load_into
 from tieback.pipeline.trl_internals import use_adapter
 from tieback.ppo_core import Batch
 
@@ -21,7 +22,7 @@ class ActorCritic(nn.Module):
     """Policy and critic in one module, so that one engine, one optimiser and one checkpoint hold both.
 
     The trainer knows of its weights what this class says of them. Another kind of critic is a subclass with its own
-    `score_tokens`, `models_with_layers`, `trained_parameters`, `save` and `load`.
+    `score_tokens`, `models_with_layers`, `units`, `trained_parameters`, `save` and `load`.
 
     Args:
         policy: causal language model, or one wrapped by PEFT.
@@ -88,6 +89,10 @@ class ActorCritic(nn.Module):
         """Models whose layers are sharded, and recomputed under gradient checkpointing."""
         return self.policy, self.critic
 
+    def units(self) -> tuple[nn.Module, ...]:
+        """Modules that `score_tokens` calls as a whole: units of sharding, beside each layer and head in them."""
+        return self.policy, self.critic.base_model
+
     def trained_parameters(self) -> dict[Role, dict[str, nn.Parameter]]:
         """For each role, the parameters that are trained with its learning rate, by their names in this module."""
         return {"policy": _trained(self.policy, "policy"), "critic": _trained(self.critic, "critic")}
@@ -114,10 +119,11 @@ class ActorCritic(nn.Module):
             Exception: whatever reading a missing or damaged file raises.
         """
         if isinstance(self.policy, PeftModel):
-            set_peft_model_state_dict(self.policy, load_peft_weights(folder), adapter_name="default")
+            own = get_peft_model_state_dict(self.policy, adapter_name="default")
+            load_into(own, load_peft_weights(folder))
         else:
-            _copy_weights(self.policy, folder)
-        _copy_weights(self.critic, os.path.join(folder, VALUE_MODEL))
+            _load_model(self.policy, folder)
+        _load_model(self.critic, os.path.join(folder, VALUE_MODEL))
 
     # What Trainer and TRL call on a model.
 
@@ -167,9 +173,9 @@ def _trained(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters(prefix=prefix) if p.requires_grad}
 
 
-def _copy_weights(model: PreTrainedModel, folder: str) -> None:
+def _load_model(model: PreTrainedModel, folder: str) -> None:
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+    load_into(model.state_dict(), saved.state_dict())
 
 
 def _part(state_dict: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:

@@ -11,14 +11,17 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.settings import PPO_CONFIG
 from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.sharded_tensors import load_optimizer_state, whole_optimizer_state
 
 STATE_FILE = "ppo_state.json"
 
@@ -163,19 +166,33 @@ class CheckpointedTrainer(Trainer):
         )
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        load_weights(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The files of one process. Accelerate's own cannot be loaded where a parameter was never trained.
+        state = whole_optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_fsdp_enabled:
+            state = torch.load(
+                Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True, mmap=True
+            )
+            load_optimizer_state(self.optimizer, state)
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = read_state(checkpoint)
             for name, part in self.run_state.items():

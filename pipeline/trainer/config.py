@@ -117,6 +117,12 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, TrainingArguments):
             "help": "Turn dropout off in all models, without which the ratio is not 1 before the first step."
         },
     )
+    replicate_frozen_models: bool = field(
+        default=False,
+        metadata={
+            "help": "Hold reference and reward models whole on each process under FSDP 2 and ZeRO-3, which saves communication and costs memory; they are sharded like the policy where not set."
+        },
+    )
     log_completions: bool = field(
         default=False, metadata={"help": "Print a table of completions whenever metrics are logged."}
     )

@@ -4,8 +4,6 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from peft import (
     PeftConfig,
     PeftModel,
@@ -18,12 +16,13 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PreTrainedModel,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trl_internals import prepare_deepspeed, prepare_fsdp
-from tieback.reward_model.head import init_head, load_reward_model
+from tieback.pipeline.trainer.sharded_tensors import copy_model, copy_weights, gathered
+from tieback.reward_model.head import as_reward_model, init_head, load_reward_model, reward_head
 from tieback.reward_model.scoring import RewardScorer
 
 
@@ -86,7 +85,7 @@ def split_reference(
         return policy, None, "reference"
     if peft_config is not None:
         return get_peft_model(policy, peft_config), None, None
-    reference = copy.deepcopy(policy)
+    reference = copy_model(policy)
     reference.requires_grad_(False)
     return policy, reference.eval(), None
 
@@ -110,15 +109,6 @@ def disable_dropout(model: nn.Module) -> None:
         setattr(module, attribute, 0.0)
 
 
-def place_reference(reference: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Shard or move a frozen model as Accelerate is set up to."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return prepare_deepspeed(reference, accelerator)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return prepare_fsdp(reference, accelerator)
-    return reference.to(accelerator.device)
-
-
 def make_critic(
     value_model: PreTrainedModel | str | None,
     policy: PreTrainedModel | PeftModel,
@@ -135,7 +125,9 @@ def make_critic(
         critic = load_reward_model(value_model, dtype=torch.float32)
     elif value_model is not None:
         shared = any(value_model is scorer.model for scorer in scorers)
-        critic = copy.deepcopy(value_model).float() if shared else value_model
+        critic = copy_model(value_model) if shared else value_model
+        if shared and not is_deepspeed_zero3_enabled():  # which has one dtype for all parameters
+            critic.float()
     elif isinstance(policy, PeftModel):
         raise UsageError("Name a value_model: a critic is made of a policy only before it has an adapter.")
     else:
@@ -152,7 +144,7 @@ def make_critic(
             "Start it from the policy (value_model=None)."
         )
     critic.requires_grad_(True)
-    return critic
+    return as_reward_model(critic)
 
 
 def _critic_of(policy: PreTrainedModel) -> PreTrainedModel:
@@ -162,7 +154,9 @@ def _critic_of(policy: PreTrainedModel) -> PreTrainedModel:
         raise UsageError(
             f"Transformers has no sequence-classification model for {type(config).__name__}; name a value_model."
         )
-    critic = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
-    critic.base_model.load_state_dict(policy.base_model.state_dict())
-    init_head(critic)
+    critic_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    critic = critic_class._from_config(config, dtype=torch.float32)
+    copy_weights(policy.base_model, critic.base_model)
+    with gathered(reward_head(critic).parameters(), modifier_rank=0):
+        init_head(critic)
     return critic.to(policy.device)

@@ -42,11 +42,18 @@ from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
 from tieback.pipeline.trainer.input_checks import check_batch, check_dataset, check_devices
-from tieback.pipeline.trainer.models import make_actor_critic, place_reference
+from tieback.pipeline.trainer.models import make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
-from tieback.pipeline.trl_internals import unwrap_model_for_generation
+from tieback.pipeline.trainer.sharded_tensors import gathered
+from tieback.pipeline.trainer.sharding import (
+    check_backend,
+    place_reference,
+    place_reward_model,
+    place_trained,
+    policy_for_generation,
+)
 from tieback.ppo_core import (
     AdaptiveKLController,
     Batch,
@@ -148,18 +155,19 @@ class PPOTrainer(CheckpointedTrainer):
         )
         # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
         set_seed((args.seed + self.accelerator.process_index) % 2**32)
-        if self.accelerator.mixed_precision == "fp16":
-            raise UsageError(
-                "fp16 is not supported: its loss scaler skips optimiser steps. Use bf16 or fp32."
-            )
+        check_backend(self.accelerator)
         if self.is_world_process_zero() and not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(PPOProgressCallback())
         self.remove_callback(PrinterCallback)
 
-        self.reference = place_reference(reference, self.accelerator) if reference is not None else None
+        replicate = args.replicate_frozen_models
+        self.reference = (
+            None if reference is None else place_reference(reference, self.accelerator, replicate)
+        )
         for scorer in reward_models:
-            scorer.model.to(self.accelerator.device)
+            place_reward_model(scorer.model, self.accelerator, replicate)
+        place_trained(trained, self.accelerator)
         self.kl_controller = (
             FixedKLController(args.kl_coef)
             if args.kl_target is None
@@ -300,8 +308,9 @@ class PPOTrainer(CheckpointedTrainer):
         parts = []
         for start in range(0, rows, size):
             chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
-            # Before train() has prepared the policy, its own forward is not under autocast.
-            with self.accelerator.autocast():
+            # Before train() has prepared the policy, its own forward is not under autocast, nor does it gather weights.
+            unprepared = self.model.parameters() if self.model_wrapped is self.model else ()
+            with self.accelerator.autocast(), gathered(unprepared):
                 logprobs, values = self.model_wrapped(chunk)
                 if self.reference is None:
                     (ref_logprobs,) = self.model_wrapped(chunk, task="reference")
@@ -314,10 +323,8 @@ class PPOTrainer(CheckpointedTrainer):
     @contextmanager
     def _generation_model(self) -> Iterator[ActorCritic]:
         with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            policy_for_generation(
+                self.model_wrapped, self.accelerator, self.args.gradient_checkpointing_kwargs
             ) as actor_critic,
             torch.no_grad(),
             self.accelerator.autocast(),

@@ -20,25 +20,42 @@ from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
 
+ADAPTIVE: dict[str, Any] = {
+    "kl_target": 0.3,
+    "kl_horizon": 40,
+    "normalize_rewards": True,
+    "ent_coef": 0.01,
+    "critic_warmup_iterations": 1,
+    "critic_learning_rate": 0.02,
+    "max_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+}
+SAVED: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+LORA: dict[str, Any] = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), **SAVED}
 CASES: dict[str, dict[str, Any]] = {
-    "everything": {
-        "kl_target": 0.3,
-        "kl_horizon": 40,
-        "normalize_rewards": True,
-        "ent_coef": 0.01,
-        "critic_warmup_iterations": 1,
-        "critic_learning_rate": 0.02,
-        "max_steps": 3,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-    },
-    "lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])},
+    "everything": ADAPTIVE,
+    "lora": LORA,
     "gradient checkpointing": {"gradient_checkpointing": True},
     # The greatest seed, of which the second process must not make a greater one.
     "bootstrap": {"truncation": "bootstrap", "gamma": 0.9, "micro_batch_size": 1, "seed": 2**32 - 1},
+    "whole minibatches": {"micro_batch_size": None, "replicate_frozen_models": True},
+    # The policy is to stay as it is in the first iteration, decay and momentum of the second one included.
+    "warm-up": {
+        "optim": "adamw_torch",
+        "adam_epsilon": 1e-3,
+        "learning_rate": 0.01,
+        "weight_decay": 0.1,
+        "critic_warmup_iterations": 1,
+        **SAVED,
+    },
+    # The second step of an iteration goes too far, and is not taken.
+    "target KL": {"target_kl": 1e-4, "num_ppo_epochs": 3},
 }
+# The checkpoint from which a case is resumed: within the critic's warm-up (where the policy has no optimiser state), after it.
+RESUMED = {"everything": 2, "warm-up": 1, "lora": 1}
 
 
 def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:
@@ -68,7 +85,8 @@ def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **se
 def summary(trainer: PPOTrainer) -> dict[str, Any]:
     """All that one process and several must agree on."""
     return {
-        "weights": toy.weights(trainer.accelerator.unwrap_model(trainer.model)),
+        # Whole; ZeRO-3 gathers them on the first process alone.
+        "weights": dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}),
         "logs": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         "kl": trainer.kl_controller.state_dict(),
         "moments": trainer.reward_moments.state_dict(),
@@ -83,14 +101,15 @@ def run(folder: Path, processes: int) -> dict[str, Any]:
         trainer = make_trainer(folder / name, processes, **settings)
         trainer.train()
         results[name] = summary(trainer)
-    straight = folder / "everything"
-    resumed = make_trainer(folder / "resumed", processes, **CASES["everything"])
-    resumed.train(resume_from_checkpoint=str(straight / "checkpoint-2"))
-    results["resumed"] = summary(resumed)
+    for name, step in RESUMED.items():
+        resumed = make_trainer(folder / f"{name} resumed", processes, **CASES[name])
+        resumed.train(resume_from_checkpoint=str(folder / name / f"checkpoint-{step}"))
+        results[f"{name} resumed"] = summary(resumed)
     trainer = make_trainer(folder / "everything", processes)
     trainer.evaluate()
     results["evaluation"] = trainer.state.log_history
     results["interrupted"] = interrupted(folder / "interrupted", processes)
+    results["bf16"] = in_bf16(folder / "bf16", processes)
     return results
 
 
@@ -107,6 +126,27 @@ def run_stage(folder: Path, processes: int) -> None:
     ]
     device = ["--use_cpu"] if processes == 1 else []
     toy.run_ppo(folder.parent, "--run_dir", str(folder), *batch, *device)
+
+
+def in_bf16(folder: Path, processes: int) -> dict[str, Any]:
+    """Log ratios [N] of one iteration of small steps in bf16, and the weights' distance from those that it started from."""
+    trainer = make_trainer(folder, processes, bf16=True, optim="adamw_torch", learning_rate=1e-5)
+    batches = []
+
+    def to_batch(scored: Any) -> Any:
+        batches.append(PPOTrainer.to_batch(trainer, scored))
+        return batches[-1]
+
+    trainer.to_batch = to_batch
+    trainer.train()
+    (batch,) = batches
+    logprobs, values, ref_logprobs = trainer._score_tokens(batch.inputs)
+    return {
+        "log ratios": (logprobs - batch.old_logprobs)[batch.mask],
+        "value changes": (values[:, :-1] - batch.old_values)[batch.mask],
+        "reference drift": (ref_logprobs - batch.ref_logprobs)[batch.mask].abs().max().item(),
+        "logs": trainer.state.log_history[:1],
+    }
 
 
 def interrupted(folder: Path, processes: int) -> tuple[int, bool, list[str]]:

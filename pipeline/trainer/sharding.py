@@ -1,0 +1,168 @@
+"""Which process holds which weights: what FSDP 2 and DeepSpeed ZeRO-3 shard, and how the policy is gathered to generate.
+
+Under every other backend each process holds every model whole.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from tieback.cli.errors import UsageError
+from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.sharded_tensors import gathered
+from tieback.pipeline.trl_internals import (
+    add_hooks,
+    prepare_deepspeed,
+    remove_hooks,
+    unwrap_model_for_generation,
+)
+from tieback.reward_model.head import Fp32Linear
+
+
+def check_backend(accelerator: Accelerator) -> None:
+    """Refuse the backends that PPO has not been made to work with.
+
+    Raises:
+        UsageError: FSDP 1, Megatron-LM, fp16, or a way of loading or saving sharded models that loses weights.
+    """
+    backend = accelerator.distributed_type
+    if backend == DistributedType.MEGATRON_LM:
+        raise UsageError(
+            "Megatron-LM is not supported: use FSDP 2 (accelerate_configs/fsdp2.yaml) or DeepSpeed."
+        )
+    if backend == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise UsageError("FSDP 1 is not supported: set fsdp_version: 2 in the Accelerate configuration.")
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.cpu_ram_efficient_loading:
+            raise UsageError(
+                "fsdp_cpu_ram_efficient_loading is not supported, as models are copied before they are sharded: set it to "
+                "false in the Accelerate configuration."
+            )
+        if "FULL" not in str(plugin.state_dict_type):
+            raise UsageError(
+                "Checkpoints hold whole models: set fsdp_state_dict_type to FULL_STATE_DICT in the Accelerate configuration."
+            )
+    if is_zero3(accelerator):
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        if not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            raise UsageError(
+                "Checkpoints hold whole models: set zero3_save_16bit_model to true in the Accelerate configuration."
+            )
+    if accelerator.mixed_precision == "fp16":
+        raise UsageError("fp16 is not supported: its loss scaler skips optimiser steps. Use bf16 or fp32.")
+
+
+def is_zero3(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed shards parameters."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED and is_deepspeed_zero3_enabled()
+
+
+def place_trained(actor_critic: ActorCritic, accelerator: Accelerator) -> None:
+    """Shard what is trained under FSDP 2, in place, after frozen models. DeepSpeed and DDP wrap it later, with the optimiser.
+
+    Policy, critic and heads are units of their own, so that generation gathers the policy alone. What a unit returns is
+    not cast (Accelerate's policy rounds log-probabilities and values to bf16), gradients are summed in fp32, and heads
+    compute in fp32.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    precision = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+    plugin.mixed_precision_policy = replace(precision, reduce_dtype=torch.float32, output_dtype=None)
+    for head in filter(lambda module: isinstance(module, Fp32Linear), actor_critic.modules()):
+        _shard(head, accelerator, MixedPrecisionPolicy())
+    for unit in actor_critic.units():
+        _shard(unit, accelerator)
+    # Accelerate would look in vain for layers to shard, here and when it prepares the optimiser.
+    actor_critic._no_split_modules = []
+    plugin.transformer_cls_names_to_wrap = []
+    _shard(actor_critic, accelerator)
+    # It would take whichever module runs first, the policy say, for the root of all others.
+    actor_critic._get_fsdp_state()._lazy_init()
+    register_fsdp_forward_method(actor_critic, "generate")
+
+
+def place_reference(reference: nn.Module, accelerator: Accelerator, replicate: bool) -> nn.Module:
+    """Shard the frozen reference model, or put it whole on the device.
+
+    Args:
+        reference: causal language model.
+        accelerator: names the backend.
+        replicate: hold it whole on each process whatever the backend.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and not replicate:
+        _shard(reference, accelerator)
+    elif is_zero3(accelerator) and not replicate:
+        # The hooks that gather are in the model itself; the engine's `forward` would hide its arguments.
+        return prepare_deepspeed(reference, accelerator).module
+    else:
+        reference.to(accelerator.device)
+    return reference.eval()
+
+
+def place_reward_model(model: PreTrainedModel, accelerator: Accelerator, replicate: bool) -> None:
+    """Shard a reward model in place, in the dtype that it was loaded in, or put it whole on the device (see `place_reference`)."""
+    if accelerator.distributed_type == DistributedType.FSDP and not replicate:
+        _shard(model.base_model, accelerator, MixedPrecisionPolicy())
+        model.to(accelerator.device)
+    elif is_zero3(accelerator) and not replicate:
+        prepare_deepspeed(model, accelerator)
+    else:
+        model.to(accelerator.device)
+
+
+def _shard(
+    module: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy | None = None
+) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    # The plugin would keep the names of this module's layers for the next one, which may be of another architecture.
+    names = ("transformer_cls_names_to_wrap", "auto_wrap_policy", "mixed_precision_policy")
+    before = {name: getattr(plugin, name) for name in names}
+    if precision is not None:
+        plugin.mixed_precision_policy = precision
+    try:
+        fsdp2_prepare_model(accelerator, module)
+    finally:
+        for name, value in before.items():
+            setattr(plugin, name, value)
+
+
+@contextmanager
+def policy_for_generation(
+    wrapped: nn.Module, accelerator: Accelerator, gradient_checkpointing_kwargs: dict | None
+) -> Iterator[ActorCritic]:
+    """The actor-critic with its policy whole on each process, which may then generate for as long as it likes.
+
+    Processes sample different numbers of tokens, so that nothing may be gathered token by token.
+    """
+    with unwrap_model_for_generation(
+        wrapped,
+        accelerator,
+        gather_deepspeed3_params=False,
+        gradient_checkpointing_kwargs=gradient_checkpointing_kwargs,
+    ) as actor_critic:
+        if is_zero3(accelerator):
+            with gathered(actor_critic.policy.parameters()):
+                remove_hooks(wrapped)
+                yield actor_critic
+                add_hooks(wrapped)
+            return
+        units = [module for module in actor_critic.policy.modules() if isinstance(module, FSDPModule)]
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+        yield actor_critic
+        for unit in units:
+            unit.set_reshard_after_forward(
+                bool(accelerator.state.fsdp_plugin.reshard_after_forward), recurse=False
+            )
+            unit.reshard()
