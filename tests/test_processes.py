@@ -132,7 +132,7 @@ def test_a_process_that_dies_ends_one_that_is_busy(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    ["zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_gpu", "fsdp2"))],
+    ["zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_gpu", "fsdp2", "zero3"))],
 )
 def test_a_judge_slower_than_ddp_timeout_ends_the_run_with_the_setting_to_raise(
     home: Path, config: str

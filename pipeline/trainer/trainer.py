@@ -257,7 +257,7 @@ class PPOTrainer(CheckpointedTrainer):
         """
         device = self.accelerator.device
         rewards = torch.tensor([call_scorer(scorer, rollout) for scorer in self.scorers], device=device).T
-        # The slowest judge is waited for here, up to ddp_timeout: groups of FSDP and DeepSpeed have limits of their own.
+        # The slowest judge is waited for here, up to ddp_timeout: DeepSpeed has process groups with a limit of their own.
         self.accelerator.wait_for_everyone()
         raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
         scores = raw_scores
