@@ -11,6 +11,8 @@ RUN ?= runs/$(RECIPE)
 # accelerate would choose as many threads by itself, but say so at length.
 THREADS = $(shell $(BIN)/python -c "import psutil; print(psutil.cpu_count(logical=False) or 1)")
 LAUNCH ?= OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),$(THREADS)) accelerate launch --quiet --config_file accelerate_configs/cpu.yaml
+# torchrun would kill its processes 30 seconds after ctrl-C, while they may still be finishing an iteration.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 600
 DATA ?=
 ARGS ?=
 ROUNDS ?= 1

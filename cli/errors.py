@@ -1,5 +1,6 @@
 """The error that means bad input, and how a program ends with it."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -13,8 +14,16 @@ class UsageError(ValueError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program's `main`, and turn bad input into one message on stderr and exit status 2."""
+    """Run a program's `main`, and turn bad input into one message on stderr and exit status 2.
+
+    As one of several processes that a launcher started, see `cli.processes`.
+    """
     _forget_bare_names()
+    if "RANK" in os.environ:
+        # Programs of one process need no torch.
+        from tieback.cli.processes import run_as_one_of_several
+
+        run_as_one_of_several(main)
     try:
         main()
     except UsageError as error:

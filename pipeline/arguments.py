@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from tieback.cli.arguments import RecipeParser, check_settings, instances, nearest
+from tieback.cli.devices import choose_device
 from tieback.cli.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -62,12 +63,29 @@ class RunArguments:
         return path
 
 
+class StageParser(RecipeParser):
+    """Reads the settings of a stage; the process group is made with those of it, before dataclasses ask for the device."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what the recipe and the command line set, and choose the device.
+
+        Raises:
+            UsageError: a setting is unknown or of a wrong type, or `ddp_timeout` is no time.
+        """
+        namespace, unknown = super().parse_known_args(args, namespace)
+        seconds = namespace.ddp_timeout
+        if not isinstance(seconds, int | float) or not seconds > 0:
+            raise UsageError(f"ddp_timeout must be a number of seconds above 0, but is {seconds!r}.")
+        choose_device(getattr(namespace, "use_cpu", False), seconds)
+        return namespace, unknown
+
+
 def parse_stage(
     stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None
 ) -> tuple[Any, ...]:
     """Read `--config` (a YAML file, or the name of a built-in recipe; helpdesk by default) and the command line.
 
-    `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another.
+    Chooses the device, and makes the process group, as soon as the settings are read. `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another.
 
     Args:
         stage: name of the stage, which is also the name of its recipe file.
@@ -99,7 +117,7 @@ def parse_stage(
     at = argv.index("--config") + 1
     config_path = recipe_path(argv[at], stage)
     argv[at] = str(config_path)
-    parser = RecipeParser(dataclass_types, prog=f"pipeline/{stage}.py")
+    parser = StageParser(dataclass_types, prog=f"pipeline/{stage}.py")
     known = {action.dest for action in parser._actions}
     recipe = _read_recipe(config_path, known)
     if "disable_tqdm" in known:

@@ -38,7 +38,7 @@ from tieback.pipeline.rollout.responses import own_share
 from tieback.pipeline.rollout.sampler import Sampler, make_sampler
 from tieback.pipeline.rollout.settings import RolloutSettings
 from tieback.pipeline.rollout.texts import encode_prompts, make_rollout
-from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.pipeline.stage import finish_stage, quiet_libraries
 
 
 @dataclass
@@ -82,6 +82,10 @@ class CollectArguments(RolloutSettings):
     seed: int = field(
         default=0, metadata={"help": "Seed of the choice of prompts, the sampling and the annotator."}
     )
+    ddp_timeout: int = field(
+        default=1800,
+        metadata={"help": "Seconds that a process waits for another before it gives the run up."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +97,7 @@ class CollectArguments(RolloutSettings):
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    quiet_libraries()
     run, args = parse_stage("collect", (RunArguments, CollectArguments))
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)

@@ -46,7 +46,7 @@ from tieback.pipeline.scorers import (
     load_reward_scorer,
     load_scorer,
 )
-from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.pipeline.stage import finish_stage, quiet_libraries
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
@@ -121,6 +121,10 @@ class EvaluateArguments(RolloutSettings):
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the results; <run_dir>/evaluate where not set."}
     )
+    ddp_timeout: int = field(
+        default=1800,
+        metadata={"help": "Seconds that a process waits for another before it gives the run up."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +136,7 @@ class EvaluateArguments(RolloutSettings):
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    quiet_libraries()
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     accelerator = Accelerator()
     load_whole()
@@ -188,9 +192,7 @@ def main() -> None:
         rollout_settings = {item.name: getattr(args, item.name) for item in fields(RolloutSettings)}
         finish_stage("evaluate", output_dir, metrics, run.recipe | rollout_settings)
         accelerator.print(f"The page to read: {write_report(output_dir)}")
-    # A process that leaves while another still works takes the connection down with it.
     accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def model_folders(run: RunArguments, args: EvaluateArguments) -> dict[str, str]:

@@ -29,7 +29,7 @@ from tieback.pipeline.model_loading import context_length, load_policy, load_tok
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.scorers import Scorer, load_scorer
-from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
 from tieback.reward_model.scoring import RewardScorer
@@ -79,7 +79,7 @@ class PPOArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    quiet_libraries()
     run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
     if model_args.model_name_or_path is None:
@@ -130,7 +130,7 @@ def main() -> None:
         "train/seconds": time.perf_counter() - started,
     }
     finish_stage("ppo", args.output_dir, metrics, settings)
-    trainer.end()
+    trainer.accelerator.wait_for_everyone()
 
 
 def load_base_policy(model_args: ModelConfig, tokenizer: Any, output_dir: str) -> PreTrainedModel:

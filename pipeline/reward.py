@@ -43,7 +43,7 @@ from tieback.pipeline.progress import show_figures
 from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
-from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.reward_model.encoding import encode, encode_pairs
 from tieback.reward_model.head import (
     is_classifier,
@@ -89,7 +89,7 @@ class RewardArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    quiet_libraries()
     run, data_args, resume_args, args, model_args = parse_stage(
         "reward", (RunArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
     )

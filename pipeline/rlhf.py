@@ -24,6 +24,8 @@ from tieback.pipeline.arguments import RECIPES, RunArguments, recipe_path
 
 PIPELINE = Path(__file__).resolve().parent
 ACCELERATE_CONFIGS = PIPELINE.parent / "accelerate_configs"
+# torchrun would kill its processes 30 seconds after ctrl-C, while they may still be finishing an iteration.
+PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 
 
 @dataclass
@@ -145,7 +147,7 @@ def main(argv: list[str]) -> None:
     words, environment = launcher(arguments.launch)
     for command in commands(arguments, stage_settings):
         start = [sys.executable] if Path(command[0]).stem == "label" else words
-        status = _wait_for([*start, *command], {**os.environ, **environment})
+        status = _wait_for([*start, *command], {**PATIENCE, **os.environ, **environment})
         if status:
             raise SystemExit(status if status > 0 else 128 - status)
 

@@ -37,7 +37,7 @@ from tieback.pipeline.progress import show_figures
 from tieback.pipeline.prompts import fit_prompts
 from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
-from tieback.pipeline.stage import begin_stage, finish_stage
+from tieback.pipeline.stage import finish_stage, quiet_libraries
 
 
 @dataclass
@@ -82,7 +82,7 @@ class SFTArguments:
 
 def main() -> None:
     """Run the stage."""
-    begin_stage()
+    quiet_libraries()
     run, data_args, resume_args, args, model_args = parse_stage(
         "sft", (RunArguments, SFTArguments, ResumeSettings, SFTConfig, ModelConfig)
     )

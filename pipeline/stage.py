@@ -1,4 +1,4 @@
-"""Beginning and end of every stage: quiet libraries and a device; metrics.json, settings.json and a table."""
+"""Beginning and end of every stage: quiet libraries; metrics.json, settings.json and a table."""
 
 import json
 import logging
@@ -11,14 +11,7 @@ import datasets
 import transformers
 from accelerate import PartialState
 
-from tieback.cli.devices import choose_device
 from tieback.cli.results import print_metrics, write_json, write_metrics
-
-
-def begin_stage() -> None:
-    """Let libraries speak of errors alone, and find out which device this process has."""
-    quiet_libraries()
-    choose_device()
 
 
 def quiet_libraries() -> None:

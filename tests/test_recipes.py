@@ -161,6 +161,7 @@ def test_accelerate_reads_the_launcher_configuration(path: Path) -> None:
         "cpu": "NO",
         "single_gpu": "NO",
         "multi_gpu": "MULTI_GPU",
+        "multi_node": "MULTI_GPU",
         "fsdp2": "FSDP",
         "zero2": "DEEPSPEED",
         "zero3": "DEEPSPEED",
@@ -177,4 +178,6 @@ def test_accelerate_reads_the_launcher_configuration(path: Path) -> None:
 
 
 def test_all_launchers_are_there() -> None:
-    assert {path.stem for path in LAUNCHERS} == {"cpu", "single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"}
+    assert {path.stem for path in LAUNCHERS} == {
+        *("cpu", "single_gpu", "multi_gpu", "multi_node", "fsdp2", "zero2", "zero3")
+    }

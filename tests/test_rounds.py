@@ -143,6 +143,20 @@ def test_the_first_stage_that_fails_ends_the_run_with_its_status(tmp_path):
     assert (tmp_path / "ran").read_text().split() == ["sft", "collect", "reward"]
 
 
+@pytest.mark.parametrize(("own", "seconds"), [("", "600"), ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=5 ", "5")])
+def test_torchrun_leaves_a_stage_time_to_save_after_ctrl_c(tmp_path, monkeypatch, own, seconds):
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import os, pathlib, sys\n"
+        f"pathlib.Path({str(tmp_path / 'seconds')!r}).write_text(os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])\n"
+        "sys.exit(1)\n"
+    )
+    with pytest.raises(SystemExit):
+        rlhf.main(["--run_dir", str(tmp_path / "run"), "--launch", f"{own}{sys.executable} {script}"])
+    assert (tmp_path / "seconds").read_text() == seconds
+
+
 def test_a_stage_that_refuses_its_input_leaves_one_line(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3, "completion": "c"}\n')

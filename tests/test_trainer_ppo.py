@@ -224,6 +224,26 @@ def test_the_ratio_is_one_throughout_where_nothing_is_learnt(
     assert entry["policy/clip_fraction"] == 0.0
 
 
+def test_processes_meet_after_their_judges_and_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process group that has ddp_timeout, and not in one of DeepSpeed, which has another limit."""
+    seen: list[str] = []
+
+    def judge(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        seen.append("judge")
+        return toy.id_reward(completion_ids)
+
+    trainer = toy.ppo_trainer(tmp_path, judge, max_steps=1)
+    score_tokens = trainer._score_tokens
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: seen.append("meet"))
+    monkeypatch.setattr(
+        trainer, "_score_tokens", lambda inputs: (seen.append("forward"), score_tokens(inputs))[1]
+    )
+    trainer.train()
+    assert seen[:3] == ["judge", "meet", "forward"]
+
+
 def test_dropout_that_stays_on_ends_the_run_with_an_error_that_names_it(tmp_path: Path) -> None:
     model = toy.brief_policy(toy.tokenizer(), attention_dropout=0.3)
     trainer = toy.ppo_trainer(tmp_path, model=model, disable_dropout=False)

@@ -271,6 +271,8 @@ class PPOTrainer(EvaluatedTrainer):
         """
         device = self.accelerator.device
         rewards = torch.tensor(call_scorers(self.scorers, rollout), device=device).T
+        # The slowest judge is waited for here, up to ddp_timeout: DeepSpeed has process groups with a limit of their own.
+        self.accelerator.wait_for_everyone()
         raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
         scores = raw_scores
         if self.args.normalize_rewards:
