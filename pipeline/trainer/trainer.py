@@ -152,7 +152,7 @@ class PPOTrainer(EvaluatedTrainer):
         self.reward_weights = read_weights(args.reward_weights, self.scorers)
         check_evaluation(args, eval_sets, self.reward_names)
 
-        self.inputs = input_digests(model, value_model, self.scorers, tokenizer, train_dataset, peft_config)
+        self.inputs = input_digests(model, value_model, self.scorers, tokenizer, train_set, peft_config)
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
         trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
         self.interrupt = InterruptCallback()
