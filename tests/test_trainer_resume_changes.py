@@ -25,7 +25,7 @@ MATTERS: dict[str, Any] = {
     "critic_learning_rate": 5e-3,
     "critic_warmup_iterations": 3,
     "lr_scheduler_type": "cosine",
-    "lr_scheduler_kwargs": {"lr_end": 0.1},
+    "lr_scheduler_kwargs": {"last_epoch": -1},
     "warmup_steps": 2,
     "weight_decay": 0.1,
     "adam_beta1": 0.8,
