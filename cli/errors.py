@@ -13,6 +13,11 @@ class UsageError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says in its first line."""
+    return str(error).strip().split("\n")[0]
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a program's `main`, and turn bad input into one message on stderr and exit status 2.
 

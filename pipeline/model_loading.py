@@ -20,7 +20,7 @@ from transformers import (
 from transformers.integrations import unset_hf_deepspeed_config
 from trl import ModelConfig, get_quantization_config, is_conversational
 
-from tieback.cli.errors import UsageError
+from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.rollout.sampler import own_end_ids
 from tieback.reward_model.head import is_classifier
 
@@ -54,7 +54,7 @@ def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        raise UsageError(f"No tokenizer can be loaded from {path}: {_first_line(error)}") from error
+        raise UsageError(f"No tokenizer can be loaded from {path}: {first_line(error)}") from error
     return ensure_pad_token(tokenizer)
 
 
@@ -78,7 +78,7 @@ def loading(setting: str, name: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UsageError(f"{setting}: no model can be loaded from {name}: {_first_line(error)}") from error
+        raise UsageError(f"{setting}: no model can be loaded from {name}: {first_line(error)}") from error
 
 
 def named_tokenizer(setting: str, model: Any) -> PreTrainedTokenizerBase:
@@ -173,7 +173,7 @@ def load_policy(
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
-        raise UsageError(f"No language model can be loaded from {path}: {_first_line(error)}") from error
+        raise UsageError(f"No language model can be loaded from {path}: {first_line(error)}") from error
     return match_tokenizer(model, tokenizer)
 
 
@@ -203,7 +203,7 @@ def new_policy(
     try:
         model = LlamaForCausalLM(LlamaConfig(**{**special, **model_config}))
     except Exception as error:  # the config's own validation raises types of its own
-        raise UsageError(f"model_config: {_first_line(error)}") from error
+        raise UsageError(f"model_config: {first_line(error)}") from error
     model.generation_config = GenerationConfig.from_model_config(model.config)
     return match_tokenizer(model, tokenizer)
 
@@ -259,7 +259,3 @@ def _load_merged(folder: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
             "load_in_4bit / load_in_8bit."
         )
     return AutoPeftModelForCausalLM.from_pretrained(folder, **kwargs).merge_and_unload()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -10,7 +10,8 @@ import toy
 from datasets import Dataset
 from torch import nn
 
-from tieback.pipeline.digests import module_digest, rows_digest, tokenizer_digest
+from tieback.pipeline.digests import rows_digest, tokenizer_digest
+from tieback.pipeline.trainer.module_digest import module_digest
 
 
 class Mixed(nn.Module):
@@ -112,7 +113,7 @@ ZERO3 = """\
 import sys
 import deepspeed, torch
 from accelerate import PartialState
-from tieback.pipeline.digests import module_digest
+from tieback.pipeline.trainer.module_digest import module_digest
 sys.path.insert(0, sys.argv[1])
 from test_digests import plain_layer
 

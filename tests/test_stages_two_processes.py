@@ -1,29 +1,17 @@
-"""SFT, collect and reward on two CPU processes (gloo), as `accelerate launch` starts them."""
+"""The stages on two CPU processes (gloo), as `accelerate launch` starts them."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from tieback.pipeline import collect
 
-ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / "pipeline" / "recipes"
-CONFIG = {
-    "compute_environment": "LOCAL_MACHINE",
-    "distributed_type": "MULTI_GPU",
-    "use_cpu": True,
-    "num_processes": 2,
-    "num_machines": 1,
-    "machine_rank": 0,
-    "main_process_port": 0,
-    "mixed_precision": "no",
-}
+RECIPES = launching.ROOT / "pipeline" / "recipes"
+STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +32,9 @@ for stage in ("sft", "collect", "reward"):
 @pytest.fixture(scope="module")
 def printed(run_dir):
     """What the stages of the smoke recipe print on two processes."""
-    (run_dir / "two.yaml").write_text(yaml.safe_dump(CONFIG))
     (run_dir / "driver.py").write_text(DRIVER)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(run_dir / "two.yaml")]
-    done = subprocess.run(
-        [*command, str(run_dir / "driver.py"), str(RECIPES / "smoke"), str(run_dir)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
-        cwd=run_dir,
-    )
+    config = launching.write_config(run_dir, "multi_gpu")
+    done = launching.launch(config, run_dir / "driver.py", str(RECIPES / "smoke"), str(run_dir), cwd=run_dir)
     assert done.returncode == 0, done.stderr[-5000:]
     return done.stdout
 
@@ -82,3 +62,35 @@ def test_the_responses_are_those_of_one_process(run_dir, monkeypatch):
     assert (output / "preferences.jsonl").read_bytes() == (
         run_dir / "collect" / "preferences.jsonl"
     ).read_bytes()
+
+
+# All stages under each backend, script by script.
+
+
+def metrics_of(folder: Path, backend: str) -> dict[str, float]:
+    """What the five stages of the smoke recipe measured under a backend, `<stage>: <metric>`, but for times."""
+    run = folder / backend
+    run.mkdir()
+    metrics = {}
+    for stage in STAGES:
+        script = launching.ROOT / "pipeline" / f"{stage}.py"
+        config = launching.write_config(folder, backend)
+        done = launching.launch(config, script, "--config", "smoke", "--run_dir", str(run))
+        assert done.returncode == 0, f"{stage}: {done.stderr[-3000:]}"
+        measured = json.loads((run / stage / "metrics.json").read_text())
+        metrics |= {f"{stage}: {name}": value for name, value in measured.items() if "seconds" not in name}
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory):
+    """Those of DDP."""
+    return metrics_of(tmp_path_factory.mktemp("replicated"), "multi_gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [name for name in launching.BACKENDS if name != "multi_gpu"])
+def test_the_five_stages_measure_the_same_under_each_backend(tmp_path, replicated, backend):
+    metrics = metrics_of(tmp_path, backend)
+    assert len(metrics) > 50
+    assert metrics == pytest.approx(replicated, rel=1e-3, abs=1e-4)

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tieback.cli.arguments import check_settings
-from tieback.cli.errors import UsageError
+from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.rollout.texts import encode_prompts
 from tieback.pipeline.scorers import REWARD_ARGUMENTS
 from tieback.pipeline.trainer.config import PPOConfig
@@ -36,9 +36,8 @@ def check_args(args: Any) -> None:
         try:
             HfApi(token=args.hub_token).whoami()
         except Exception as error:  # of the network, of the hub, and of having no token
-            reason = str(error).strip().split("\n")[0]
             raise UsageError(
-                f"push_to_hub: the hub cannot be used ({type(error).__name__}: {reason}). Log in with `hf auth login`, "
+                f"push_to_hub: the hub cannot be used ({type(error).__name__}: {first_line(error)}). Log in with `hf auth login`, "
                 "or leave push_to_hub out."
             ) from error
 
@@ -206,7 +205,3 @@ def check_train_set(dataset: Dataset | None, per_device_batch: int, processes: i
             f"(per_device_train_batch_size={per_device_batch} x {processes} processes). Lower the batch size or add "
             "prompts."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

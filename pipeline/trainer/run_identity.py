@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.digests import (
-    module_digest,
     rows_digest,
     text_digest,
     tokenizer_digest,
@@ -22,6 +21,7 @@ from tieback.pipeline.digests import (
 )
 from tieback.pipeline.resume import FREE, as_json, check_changes, launch_settings
 from tieback.pipeline.scorers import Scorer
+from tieback.pipeline.trainer.module_digest import module_digest
 from tieback.reward_model.scoring import RewardScorer
 
 

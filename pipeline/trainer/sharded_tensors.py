@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = None) -> Iterator[None]:
+def gathered(parameters: Iterable[Tensor], modifier_rank: int | None = None) -> Iterator[None]:
     """Parameters whole on each process, where ZeRO-3 holds them in parts.
 
     Args:
-        parameters: any.
+        parameters: any; buffers are whole as they are.
         modifier_rank: the process whose changes all others take over; None where nothing is changed.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]

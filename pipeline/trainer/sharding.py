@@ -15,9 +15,9 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.resume import backend_name
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.sharded_tensors import copy_model, gathered
 from tieback.pipeline.trl_internals import (
@@ -65,7 +65,7 @@ def check_backend(accelerator: Accelerator) -> None:
 
 def is_zero3(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed shards parameters."""
-    return accelerator.distributed_type == DistributedType.DEEPSPEED and is_deepspeed_zero3_enabled()
+    return backend_name(accelerator) == "zero3"
 
 
 def place_trained(actor_critic: ActorCritic, accelerator: Accelerator) -> None:
@@ -167,18 +167,31 @@ def policy_for_generation(
         gather_deepspeed3_params=False,
         gradient_checkpointing_kwargs=gradient_checkpointing_kwargs,
     ) as actor_critic:
-        if is_zero3(accelerator):
-            with gathered(actor_critic.policy.parameters()):
-                remove_hooks(wrapped)
-                yield actor_critic
-                add_hooks(wrapped)
-            return
-        units = [module for module in actor_critic.policy.modules() if isinstance(module, FSDPModule)]
+        zero3 = is_zero3(accelerator)
+        policy = actor_critic.policy
+        with _gathered_by_zero3(policy, wrapped) if zero3 else _kept_whole_by_fsdp(policy, accelerator):
+            yield actor_critic
+
+
+@contextmanager
+def _gathered_by_zero3(policy: nn.Module, engine: nn.Module) -> Iterator[None]:
+    with gathered(policy.parameters()):
+        remove_hooks(engine)  # which would gather, and let go again, layer by layer
+        try:
+            yield
+        finally:
+            add_hooks(engine)
+
+
+@contextmanager
+def _kept_whole_by_fsdp(policy: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    units = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
         for unit in units:
-            unit.set_reshard_after_forward(False, recurse=False)
-        yield actor_critic
-        for unit in units:
-            unit.set_reshard_after_forward(
-                bool(accelerator.state.fsdp_plugin.reshard_after_forward), recurse=False
-            )
+            reshard = bool(accelerator.state.fsdp_plugin.reshard_after_forward)
+            unit.set_reshard_after_forward(reshard, recurse=False)
             unit.reshard()
