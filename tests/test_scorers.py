@@ -3,6 +3,7 @@
 import asyncio
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,9 @@ def test_an_asynchronous_function_is_called_within_a_running_loop_too(tmp_path: 
         trainer.train()
         return toy.weights(trainer.model)
 
-    weights = asyncio.run(notebook())
+    # In a thread of its own: the browser of other tests keeps a loop running in this one.
+    with ThreadPoolExecutor(1) as executor:
+        weights = executor.submit(asyncio.run, notebook()).result()
     trainer = toy.ppo_trainer(tmp_path, toy.id_reward)
     trainer.train()
     torch.testing.assert_close(weights, toy.weights(trainer.model), rtol=0, atol=0)

@@ -229,3 +229,8 @@ def test_generation_kwargs_may_be_json_and_reach_generate(tmp_path: Path) -> Non
     assert trainer.sampler.config.use_cache is False
     with pytest.raises(ValueError, match="`top_k` is refused"):
         PPOConfig(output_dir=str(tmp_path), use_cpu=True, generation_kwargs='{"top_k": 5}')
+
+
+def test_a_number_that_may_be_left_out_may_be_set_to_none() -> None:
+    config = PPOConfig(use_cpu=True, report_to="none", value_clip_range=None, max_prompt_length=None)
+    assert config.value_clip_range is None

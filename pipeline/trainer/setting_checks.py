@@ -58,9 +58,12 @@ def check_numbers(settings: Any) -> None:
     """
     hints = get_type_hints(type(settings))
     for item in fields(settings):
-        kinds = set(get_args(hints[item.name]) or (hints[item.name],)) - {NoneType}
+        declared = set(get_args(hints[item.name]) or (hints[item.name],))
+        kinds = declared - {NoneType}
         value = getattr(settings, item.name)
-        if kinds <= {int, float, bool} and value is not item.default and not _is_one_of(value, kinds):
+        if value is item.default or (value is None and NoneType in declared):
+            continue
+        if kinds <= {int, float, bool} and not _is_one_of(value, kinds):
             wanted = "true or false" if bool in kinds else "a number" if float in kinds else "a whole number"
             raise ValueError(f"{item.name} must be {wanted}, but is {value!r}.")
 
