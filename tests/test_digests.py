@@ -113,21 +113,27 @@ ZERO3 = """\
 import sys
 import deepspeed, torch
 from accelerate import PartialState
+from tieback.cli.errors import run
 from tieback.pipeline.trainer.module_digest import module_digest
 sys.path.insert(0, sys.argv[1])
 from test_digests import plain_layer
 
-state = PartialState()
-with deepspeed.zero.Init(config_dict_or_path={"train_batch_size": 2, "zero_optimization": {"stage": 3}}):
-    model = plain_layer()
-assert model.weight.numel() == 0
-digest = module_digest(model)
-assert model.weight.numel() == 0
-if state.is_main_process:
-    open(sys.argv[2], "w").write(digest)
+def main():
+    state = PartialState()
+    with deepspeed.zero.Init(config_dict_or_path={"train_batch_size": 2, "zero_optimization": {"stage": 3}}):
+        model = plain_layer()
+    assert model.weight.numel() == 0
+    digest = module_digest(model)
+    assert model.weight.numel() == 0
+    if state.is_main_process:
+        open(sys.argv[2], "w").write(digest)
+
+run(main)
 """
 
 
+@pytest.mark.backends
+@pytest.mark.slow
 def test_weights_that_zero_3_has_partitioned_have_the_digest_of_the_whole(tmp_path: Path) -> None:
     (tmp_path / "zero3.py").write_text(ZERO3)
     config = launching.write_config(tmp_path, "zero3")

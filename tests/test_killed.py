@@ -205,6 +205,8 @@ def test_killed_once_in_one_process(tmp_path: Path) -> None:
     killed_and_finished(tmp_path, "alone", 1, seed=0)
 
 
+@pytest.mark.backends
+@pytest.mark.slow
 def test_killed_once_with_its_models_sharded(tmp_path: Path) -> None:
     killed_and_finished(tmp_path, "fsdp2", 1, seed=1)
 

@@ -20,6 +20,8 @@ from tieback.pipeline import collect, evaluate, ppo, reward, sft
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
 
+pytestmark = pytest.mark.backends
+
 STEPS = 4
 
 # What the second process does when it is to judge the second batch, and the first one meanwhile.
@@ -132,7 +134,7 @@ def test_a_process_that_dies_ends_one_that_is_busy(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    ["zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_gpu", "fsdp2", "zero3"))],
+    ["multi_gpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "fsdp2", "zero3"))],
 )
 def test_a_judge_slower_than_ddp_timeout_ends_the_run_with_the_setting_to_raise(
     home: Path, config: str
@@ -264,6 +266,7 @@ def straight(home: Path) -> dict[str, Any]:
     return end_of(home / "straight" / "ppo")
 
 
+@pytest.mark.slow
 def test_two_machines_compute_what_two_processes_on_one_do_and_wait_for_a_judge_within_ddp_timeout(
     home: Path, straight: dict[str, Any]
 ) -> None:

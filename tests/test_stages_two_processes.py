@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from tieback.pipeline import collect
 
+pytestmark = pytest.mark.backends
+
 RECIPES = launching.ROOT / "pipeline" / "recipes"
 STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
 
@@ -22,10 +24,15 @@ def run_dir(tmp_path_factory):
 # One launch for all three stages, as most of a launch is the import of the libraries.
 DRIVER = """
 import importlib, sys
+from tieback.cli.errors import run
 recipes, run_dir = sys.argv[1:]
-for stage in ("sft", "collect", "reward"):
-    sys.argv = [stage, "--config", f"{recipes}/{stage}.yaml", "--run_dir", run_dir]
-    importlib.import_module(f"tieback.pipeline.{stage}").main()
+
+def main():
+    for stage in ("sft", "collect", "reward"):
+        sys.argv = [stage, "--config", f"{recipes}/{stage}.yaml", "--run_dir", run_dir]
+        importlib.import_module(f"tieback.pipeline.{stage}").main()
+
+run(main)
 """
 
 

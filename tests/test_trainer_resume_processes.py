@@ -14,6 +14,8 @@ from workers import resume_cases
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.run_identity import Identity, _check_processes, seed_of_process
 
+pytestmark = pytest.mark.backends
+
 WORKER = Path(resume_cases.__file__)
 # After these iterations of two an epoch: within an epoch, and at its end.
 STEPS = (1, 2)

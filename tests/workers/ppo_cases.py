@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
 from workers import sharding_checks
 
+from tieback.cli import errors
 from tieback.pipeline.model_loading import load_whole
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.sampler import TransformersSampler
@@ -188,7 +189,12 @@ def interrupted(folder: Path, processes: int) -> tuple[int, bool, list[str]]:
     return trainer.state.global_step, trainer.interrupt.interrupted, names
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the launcher runs."""
     destination = Path(sys.argv[1])
     outcome = run(destination, int(os.environ["WORLD_SIZE"]))
     torch.save(outcome, destination / f"rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    errors.run(main)

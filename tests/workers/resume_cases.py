@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy
 
+from tieback.cli import errors
 from tieback.pipeline.model_loading import load_whole
 from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
@@ -84,7 +85,12 @@ def run(folder: Path, processes: int, checkpoints: list[str]) -> dict[str, Any]:
     return results
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the launcher runs."""
     destination = Path(sys.argv[1])
     outcome = run(destination, int(os.environ["WORLD_SIZE"]), json.loads(sys.argv[2]))
     torch.save(outcome, destination / f"rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    errors.run(main)
