@@ -114,7 +114,8 @@ def count_gradients(trainer: PPOTrainer) -> list[tuple[float, list[str]]]:
 
 def generation(trainer: PPOTrainer, sample: Any) -> dict[str, Any]:
     """An iteration with real sampling: completions of this process, and whose weights were whole while it sampled."""
-    seen: dict[str, Any] = {"lengths": [], "whole": []}
+    seen: dict[str, Any] = {"lengths": [], "whole": [], "whole afterwards": []}
+    score = trainer.score
 
     def watched(self: TransformersSampler, *args: Any, **kwargs: Any) -> list[Completion]:
         completions = sample(self, *args, **kwargs)
@@ -122,7 +123,12 @@ def generation(trainer: PPOTrainer, sample: Any) -> dict[str, Any]:
         seen["whole"].append((is_whole(self._model.policy), is_whole(self._model.critic)))
         return completions
 
+    def scored(*args: Any, **kwargs: Any) -> Any:
+        seen["whole afterwards"].append(is_whole(trainer.accelerator.unwrap_model(trainer.model).policy))
+        return score(*args, **kwargs)
+
     TransformersSampler.sample = watched
+    trainer.score = scored
     trainer.train()
     return seen
 
