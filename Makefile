@@ -26,7 +26,7 @@ LATER := $(filter-out 1,$(ROUND))
 ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-backends test-slow lint format docs clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-more test-slow lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,10 +67,10 @@ gridworld cartpole pong:
 test: $(STAMP) ## the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -q
 
-test-backends: $(STAMP) ## the long tests of each backend on two processes
-	$(BIN)/python -m pytest -q -m 'backends and slow'
+test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (twenty minutes)
+	$(BIN)/python -m pytest -q -m 'slow and not long'
 
-test-slow: $(STAMP) ## the long tests too
+test-slow: $(STAMP) ## all tests, those of many minutes too
 	$(BIN)/python -m pytest -q -m 'slow or not slow'
 
 lint: $(STAMP) ## ruff (lint and format), mypy and the import contracts

@@ -189,6 +189,7 @@ def test_a_run_leaves_policy_video_pictures_and_figures_and_is_evaluated_again(t
     assert json.loads((tmp_path / "metrics.json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_very_weights_of_one_that_was_not(tmp_path):
     flags = ("--total_steps", "160", "--eval_episodes", "1", "--save_every", "8")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -32,6 +32,7 @@ def returns_in_gymnasiums_environment(policy, episodes):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_pong_is_learnt_and_scores_the_same_elsewhere(tmp_path):
     command = [
         *(sys.executable, "-m", "classic_rl.pong", "--total_steps", "450000", "--use_cpu", "True"),

@@ -136,6 +136,7 @@ def start_server(tmp_path, port, *flags):
     return process, url
 
 
+@pytest.mark.slow
 def test_the_server_may_be_killed_at_any_moment(browser, tmp_path):
     responses_file(tmp_path, count=6)
     port = random.randint(20000, 30000)

@@ -120,6 +120,7 @@ def accuracy(scorer, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_reward_model_of_browser_made_rankings_is_as_good_as_the_simulated_annotators(browser, tmp_path):
     """The annotator in the browser follows the gold order with noise of its own: other mistakes, as many of them."""
     rows = with_different_responses(collected(1700, seed=1))

@@ -105,6 +105,7 @@ def run_tests(core: Path, file: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_core_is_noticed(name: str, tmp_path: Path) -> None:
     module, old, new, file = MUTATIONS[name]
@@ -117,6 +118,7 @@ def test_a_broken_core_is_noticed(name: str, tmp_path: Path) -> None:
     assert " failed" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted({mutation[3] for mutation in MUTATIONS.values()}))
 def test_the_core_as_it_is_passes_in_the_same_way(file: str, tmp_path: Path) -> None:
     core = copy_core(tmp_path)

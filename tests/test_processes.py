@@ -113,6 +113,7 @@ def last_words(end: End) -> str:
     return report[report.rindex("traceback :") :].removeprefix("traceback :").strip()
 
 
+@pytest.mark.slow
 def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home: Path) -> None:
     end = run_into(home, "raises")
     assert end.status == 1
@@ -124,6 +125,7 @@ def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home:
     assert "another process of this run" not in end.screen
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_one_that_is_busy(home: Path) -> None:
     end = run_into(home, "dies")
     assert end.status == 1
@@ -132,10 +134,8 @@ def test_a_process_that_dies_ends_one_that_is_busy(home: Path) -> None:
     assert "Traceback (most recent call last)" not in end.screen.split("ChildFailedError")[-1]
 
 
-@pytest.mark.parametrize(
-    "config",
-    ["multi_gpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "fsdp2", "zero3"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", launching.BACKENDS)
 def test_a_judge_slower_than_ddp_timeout_ends_the_run_with_the_setting_to_raise(
     home: Path, config: str
 ) -> None:

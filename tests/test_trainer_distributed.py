@@ -40,7 +40,7 @@ def one(folder: Path) -> Results:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("zero") else ())
+        pytest.param(name, marks=() if name == "multi_gpu" else pytest.mark.slow)
         for name in launching.BACKENDS
     ],
 )

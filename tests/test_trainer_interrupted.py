@@ -110,6 +110,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_weights_of_the_uninterr
     torch.testing.assert_close(end, straight, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_of_the_uninterrupted_run(
     home: Path, straight: dict[str, Any]
 ) -> None:
