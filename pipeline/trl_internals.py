@@ -3,6 +3,7 @@
 `tests/test_trl_internals.py` imports this file and names whatever a new TRL has moved.
 """
 
+from trl.kernels import ChunkedLogProbFunction
 from trl.models.utils import add_hooks, prepare_deepspeed, remove_hooks, unwrap_model_for_generation
 from trl.trainer.utils import (
     is_async_callable,
@@ -14,6 +15,7 @@ from trl.trainer.utils import (
 )
 
 __all__ = [
+    "ChunkedLogProbFunction",
     "add_hooks",
     "is_async_callable",
     "prepare_deepspeed",

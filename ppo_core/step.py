@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tieback.ppo_core.advantages import masked_sum
 from tieback.ppo_core.batch import Batch
+from tieback.ppo_core.calling import call_as
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
 from tieback.ppo_core.objective import PolicyOutputs, ppo_terms
 from tieback.ppo_core.stats import Outcome, diagnostics
@@ -141,7 +142,7 @@ class MinibatchStep:
         """
         with self.accelerator.autocast():
             if isinstance(self.policy, nn.Module):
-                outputs = _call_evaluate(self.policy, self.inner, micro_batch)
+                outputs = call_as(self.inner, self.inner.evaluate, micro_batch, through=self.policy)
             else:
                 outputs = self.policy.evaluate(micro_batch)
         for name, output in zip(("log-probabilities", "values", "entropies"), outputs, strict=True):
@@ -225,30 +226,3 @@ def _check_finite(non_finite: Mapping[str, float], count: int) -> None:
             f"Not finite in this minibatch: {', '.join(faults)}. Look at the policy's outputs: a learning rate "
             "too high and an overflow in low precision are the usual causes."
         )
-
-
-def _call_evaluate(module: nn.Module, inner: Any, micro_batch: Batch) -> Any:
-    """Call `inner.evaluate` inside a call of `module`, which is `inner` itself or a wrapper around it.
-
-    This is the one way into a policy that is a module. DDP, FSDP and DeepSpeed gather parameters and synchronise
-    gradients in the wrapper's `forward` or in hooks around the module's own, so `evaluate` cannot be called past
-    them; and `forward` cannot be asked to lead there, as `evaluate` is all that `update` asks of a policy. So, for
-    one call, `inner.forward` stands for `inner.evaluate`; inside it, `inner.forward` is itself again.
-    """
-    own_forward = inner.__dict__.get("forward")  # Accelerate's mixed precision sets one on the instance
-
-    def restore() -> None:
-        if own_forward is not None:
-            inner.forward = own_forward
-        else:
-            inner.__dict__.pop("forward", None)
-
-    def evaluate(minibatch: Batch) -> Any:
-        restore()
-        return inner.evaluate(minibatch)
-
-    inner.forward = evaluate
-    try:
-        return module(micro_batch)
-    finally:
-        restore()

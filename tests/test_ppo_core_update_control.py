@@ -25,7 +25,7 @@ from reference.toy import (
 from torch import Tensor, nn
 
 from tieback.ppo_core import Batch, PPOHyperparameters, update
-from tieback.ppo_core.step import _call_evaluate
+from tieback.ppo_core.calling import call_as
 
 
 @pytest.fixture(autouse=True)
@@ -262,10 +262,10 @@ def test_a_call_of_a_module_or_its_wrapper_leads_to_evaluate_and_the_policy_gets
         if instance_forward is not None:
             policy.forward = instance_forward  # type: ignore[method-assign]
         expected = policy.forward()
-        assert _call_evaluate(policy, policy, batch) == expected
-        assert _call_evaluate(Wrapper(policy), policy, batch) == f"wrapped: {expected}"
+        assert call_as(policy, policy.evaluate, batch) == expected
+        assert call_as(policy, policy.evaluate, batch, through=Wrapper(policy)) == f"wrapped: {expected}"
         with pytest.raises(RuntimeError, match="no rows"):
-            _call_evaluate(Wrapper(policy), policy, batch[:0])
+            call_as(policy, policy.evaluate, batch[:0], through=Wrapper(policy))
         assert policy.forward() == expected
         assert ("forward" in vars(policy)) == (instance_forward is not None)
 

@@ -1,13 +1,12 @@
 """Log-probabilities and values of sampled tokens, on sequences without left padding."""
 
-import inspect
-
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tieback.pipeline.trl_internals import selective_log_softmax_and_entropy
+from tieback.pipeline.rollout.language_head import token_logprobs
+from tieback.ppo_core.calling import call_as
 from tieback.reward_model.head import apply_head
 
 
@@ -38,35 +37,52 @@ def pack_sequences(
 def completion_logprobs(
     model: nn.Module, inputs: dict[str, Tensor], temperature: float, entropy_requires_grad: bool = False
 ) -> tuple[Tensor, Tensor]:
+    """`logprobs` and `entropy` of `completion_scores`."""
+    logprobs, entropy, _ = completion_scores(model, inputs, temperature, entropy_requires_grad)
+    return logprobs, entropy
+
+
+def completion_scores(
+    model: nn.Module, inputs: dict[str, Tensor], temperature: float, entropy_requires_grad: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability of each sampled token, and entropy of the distribution that it was drawn from.
 
     Sequences stand as prompt, completion, padding. With nothing to the left of the prompt, causal attention needs
     neither an attention mask nor position ids, so every architecture scores a padded row as it would the bare one.
 
     Args:
-        model: causal language model.
+        model: causal language model, or one wrapped by PEFT.
         inputs: `input_ids` [b, L], `prompt_lengths` [b], `completion_ids` [b, T] (see `pack_sequences`).
         temperature: the logits are divided by it, as they were in sampling.
         entropy_requires_grad: whether gradients flow through the entropy.
 
     Returns:
-        `logprobs` [b, T] and `entropy` [b, T] in nats, float32. Past a completion's end they mean nothing.
+        `logprobs` [b, T] and `entropy` [b, T] in nats, float32; and the backbone's last hidden states [b, T + 1, d] at
+        the states of the completions (see `completion_hidden`). Past a completion's end they mean nothing.
     """
-    input_ids = inputs["input_ids"]
-    first = int(inputs["prompt_lengths"].min()) - 1
-    kept = input_ids.shape[1] - first
-    arguments = inspect.signature(base_model(model).forward).parameters
-    if "logits_to_keep" in arguments:
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
-    else:
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, first:]
-    # The last position predicts nothing that was sampled.
-    logprobs, entropy = selective_log_softmax_and_entropy(
-        logits[:, :-1].float(), input_ids[:, first + 1 :], entropy_requires_grad, temperature
-    )
-    columns = _completion_columns(inputs, inputs["completion_ids"].shape[1]) - first
-    columns = columns.clamp(max=logprobs.shape[1] - 1)
-    return logprobs.gather(1, columns), entropy.gather(1, columns)
+
+    def scores() -> tuple[Tensor, Tensor, Tensor]:
+        language_model = base_model(model)
+        hidden = _hidden(language_model.base_model, inputs)
+        logprobs, entropy = token_logprobs(
+            language_model, hidden[:, :-1], inputs["completion_ids"], temperature, entropy_requires_grad
+        )
+        return logprobs, entropy, hidden
+
+    return call_as(model, scores)
+
+
+def completion_hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The backbone's last hidden states [b, T + 1, d] at the states of the completions.
+
+    Column t is the state in which token t is sampled, so that column 0 stands at the prompt's last token; the last
+    column is the state after the last token.
+
+    Args:
+        model: causal language model, or one wrapped by PEFT; its head is not used.
+        inputs: as for `completion_scores`.
+    """
+    return call_as(model, lambda: _hidden(base_model(model).base_model, inputs))
 
 
 def completion_values(critic: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -74,23 +90,20 @@ def completion_values(critic: PreTrainedModel, inputs: dict[str, Tensor]) -> Ten
 
     Args:
         critic: sequence-classification model with one label; its head is applied at every position.
-        inputs: as for `completion_logprobs`.
+        inputs: as for `completion_scores`.
 
     Returns:
-        [b, T + 1] float32: column t is the value of the state in which token t is sampled, so that column 0
-        stands at the prompt's last token; the last column is the state after the last token.
+        [b, T + 1] float32, at the states of `completion_hidden`.
     """
-    hidden = critic.base_model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-    columns = _completion_columns(inputs, inputs["completion_ids"].shape[1] + 1).clamp(
-        max=hidden.shape[1] - 1
-    )
-    chosen = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    return apply_head(critic, chosen)
+    return apply_head(critic, _hidden(critic.base_model, inputs))
 
 
-def _completion_columns(inputs: dict[str, Tensor], count: int) -> Tensor:
-    offsets = torch.arange(count, device=inputs["input_ids"].device)
-    return inputs["prompt_lengths"].unsqueeze(1) - 1 + offsets
+def _hidden(backbone: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    hidden = backbone(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+    offsets = torch.arange(inputs["completion_ids"].shape[1] + 1, device=hidden.device)
+    columns = inputs["prompt_lengths"].unsqueeze(1) - 1 + offsets
+    columns = columns.clamp(max=hidden.shape[1] - 1)  # of padding
+    return hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 def base_model(model: nn.Module) -> nn.Module:

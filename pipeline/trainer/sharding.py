@@ -78,8 +78,7 @@ def place_trained(actor_critic: ActorCritic, accelerator: Accelerator) -> None:
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
-    precision = plugin.mixed_precision_policy or MixedPrecisionPolicy()
-    plugin.mixed_precision_policy = replace(precision, reduce_dtype=torch.float32, output_dtype=None)
+    plugin.mixed_precision_policy = _precision(accelerator)
     for head in filter(lambda module: isinstance(module, Fp32Linear), actor_critic.modules()):
         _shard(head, accelerator, MixedPrecisionPolicy())
     for unit in actor_critic.units():
@@ -107,7 +106,7 @@ def place_reference(reference: PreTrainedModel, accelerator: Accelerator, replic
         # The hooks that gather are in the model itself; the engine's `forward` would hide its arguments.
         return prepare_deepspeed(reference, accelerator).module
     if accelerator.distributed_type == DistributedType.FSDP and not replicate:
-        _shard_frozen(reference, accelerator)
+        _shard_frozen(reference, accelerator, _precision(accelerator))
         return reference.eval()
     if is_zero3(accelerator):
         reference = copy_model(reference, whole=True)
@@ -127,9 +126,13 @@ def place_reward_model(model: PreTrainedModel, accelerator: Accelerator, replica
     return model.to(accelerator.device)
 
 
-def _shard_frozen(
-    module: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy | None = None
-) -> None:
+def _precision(accelerator: Accelerator) -> MixedPrecisionPolicy:
+    """That of the configuration, but that nothing is rounded that a unit returns, nor a sum of gradients."""
+    configured = accelerator.state.fsdp_plugin.mixed_precision_policy or MixedPrecisionPolicy()
+    return replace(configured, reduce_dtype=torch.float32, output_dtype=None)
+
+
+def _shard_frozen(module: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy) -> None:
     _shard(module, accelerator, precision)
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
