@@ -20,6 +20,7 @@ from tieback.pipeline.async_calls import run_together
 from tieback.pipeline.model_loading import load_tokenizer, named_tokenizer
 from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.trl_internals import is_async_callable
+from tieback.reward_model.adapter import ScalarAdapter, base_of, read_scalar_adapter, same_model
 from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
@@ -47,6 +48,7 @@ def load_scorer(
     setting: str = "reward_funcs",
     device: torch.device | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    base: str | None = None,
 ) -> Scorer:
     """Import the reward function `module:function`, or load the reward model in a folder or on the hub.
 
@@ -56,6 +58,8 @@ def load_scorer(
         setting: that named it, for messages.
         device: to put the model on; it stays where it was loaded where None.
         tokenizer: the model's; loaded from its name where None.
+        base: of the policy's adapter: of a reward model that is an adapter of the same base, the adapter alone is
+            loaded, for `PPOTrainer` to put into the policy.
 
     Raises:
         UsageError: it cannot be found, or is no reward model.
@@ -72,15 +76,15 @@ def load_scorer(
         finally:
             sys.path.pop(0)
     try:
-        model = load_reward_model(name)
+        model = read_scalar_adapter(name) if same_model(base, base_of(name)) else load_reward_model(name)
         scorer = RewardScorer(model, tokenizer or load_tokenizer(name), batch_size, name=Path(name).name)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
     except UsageError as error:
         raise UsageError(f"{setting}: {error}") from error
-    if device is not None:
-        scorer.model.to(device)
+    if device is not None and not isinstance(model, ScalarAdapter):
+        model.to(device)
     return scorer
 
 
@@ -102,8 +106,15 @@ def make_scorers(
     reward_funcs: RewardSource | Sequence[RewardSource],
     tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
     batch_size: int,
+    base: str | None = None,
 ) -> list[Scorer]:
     """Reward functions as they are, and reward models (given or named) as scorers with tokenizers of their own.
+
+    Args:
+        reward_funcs: one, or several.
+        tokenizers: of the reward models, in that order.
+        batch_size: texts in a forward pass.
+        base: see `load_scorer`.
 
     Raises:
         UsageError: no reward function, a tokenizer too many or too few, or a model that gives no single score.
@@ -116,12 +127,16 @@ def make_scorers(
         raise UsageError(
             f"reward_processing_classes has {len(given)} entries for {len(sources)} reward_funcs."
         )
-    return [_scorer(source, tokenizer, batch_size) for source, tokenizer in zip(sources, given, strict=True)]
+    return [
+        _scorer(source, tokenizer, batch_size, base) for source, tokenizer in zip(sources, given, strict=True)
+    ]
 
 
-def _scorer(source: RewardSource, tokenizer: PreTrainedTokenizerBase | None, batch_size: int) -> Scorer:
+def _scorer(
+    source: RewardSource, tokenizer: PreTrainedTokenizerBase | None, batch_size: int, base: str | None
+) -> Scorer:
     if isinstance(source, str):
-        return load_scorer(source, batch_size, tokenizer=tokenizer)
+        return load_scorer(source, batch_size, tokenizer=tokenizer, base=base)
     if isinstance(source, PreTrainedModel | PeftModel):
         tokenizer = tokenizer or named_tokenizer("reward_processing_classes", source)
         name = Path(source.config._name_or_path).name or "reward_model"

@@ -11,7 +11,6 @@ from trl.trainer.utils import (
     selective_log_softmax_and_entropy,
     shutdown_event_loop_in_daemon,
     start_event_loop_in_daemon,
-    use_adapter,
 )
 
 __all__ = [
@@ -25,5 +24,4 @@ __all__ = [
     "shutdown_event_loop_in_daemon",
     "start_event_loop_in_daemon",
     "unwrap_model_for_generation",
-    "use_adapter",
 ]

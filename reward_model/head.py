@@ -30,7 +30,7 @@ def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a trained reward model.
 
     Args:
-        path: a folder or a hub name.
+        path: a folder or a hub name; a folder with an adapter gives its base with the adapter and head merged in.
         kwargs: for `from_pretrained` (`dtype`, `device_map`, `revision`, ...).
 
     Returns:
@@ -39,6 +39,8 @@ def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     Raises:
         UsageError: it is no reward model (a language model, two labels, or a head that is not in the file).
     """
+    if (Path(path) / "adapter_config.json").is_file():
+        return _load_adapted(path, kwargs)
     config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
     if not _is_classifier(config):
         architecture = (config.architectures or ["model of unknown architecture"])[0]
@@ -52,6 +54,24 @@ def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
             "has one, its score. Choose a reward model, or train one with pipeline/reward.py."
         )
     return _from_pretrained(path, config, kwargs, new_head=False)
+
+
+def _load_adapted(folder: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
+    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    config = AutoConfig.from_pretrained(base, **_hub_arguments(kwargs))
+    config.num_labels = 1
+    own = Path(folder) / "config.json"
+    if own.is_file():
+        config.reward_bias = json.loads(own.read_text()).get("reward_bias", 0.0)
+    model = _from_pretrained(base, config, kwargs, new_head=True)
+    before = model.score.weight.detach().clone() if hasattr(model, "score") else None
+    merged = merge_adapter(model, folder)
+    if before is not None and before.equal(merged.score.weight.cpu()):
+        raise UsageError(
+            f"{folder} holds an adapter without a head for one score: it is no reward model. Train one with "
+            "pipeline/reward.py."
+        )
+    return as_reward_model(merged)
 
 
 def new_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:

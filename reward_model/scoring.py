@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tieback.cli.errors import UsageError
 from tieback.data.conversations import TextOrMessages
+from tieback.reward_model.adapter import ScalarAdapter
 from tieback.reward_model.encoding import encode
 from tieback.reward_model.head import as_reward_model
 
@@ -23,7 +25,7 @@ class RewardScorer:
 
     Args:
         model: a sequence-classification model with one label, with an adapter perhaps; mended (see `reward_model.head`),
-            and put into eval mode.
+            and put into eval mode. Or the adapter alone, whose base is somewhere else: `PPOTrainer` puts it there.
         tokenizer: the reward model's own.
         batch_size: texts in a forward pass.
         max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
@@ -35,14 +37,16 @@ class RewardScorer:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | ScalarAdapter,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
         max_length: int | None = None,
         name: str = "reward_model",
     ) -> None:
         self.name = name
-        self.model = as_reward_model(_classifier(model)).eval()
+        self.model: Any = model
+        if not isinstance(model, ScalarAdapter):
+            self.model = as_reward_model(_classifier(model)).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)

@@ -1,5 +1,7 @@
 """Log-probabilities and values of sampled tokens, on sequences without left padding."""
 
+from typing import cast
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tieback.pipeline.rollout.language_head import token_logprobs
 from tieback.ppo_core.calling import call_as
-from tieback.reward_model.head import apply_head
+from tieback.reward_model.head import apply_head, last_position
 
 
 def pack_sequences(
@@ -62,10 +64,9 @@ def completion_scores(
     """
 
     def scores() -> tuple[Tensor, Tensor, Tensor]:
-        language_model = base_model(model)
-        hidden = _hidden(language_model.base_model, inputs)
+        hidden = _hidden(backbone(model), inputs)
         logprobs, entropy = token_logprobs(
-            language_model, hidden[:, :-1], inputs["completion_ids"], temperature, entropy_requires_grad
+            base_model(model), hidden[:, :-1], inputs["completion_ids"], temperature, entropy_requires_grad
         )
         return logprobs, entropy, hidden
 
@@ -82,7 +83,7 @@ def completion_hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         model: causal language model, or one wrapped by PEFT; its head is not used.
         inputs: as for `completion_scores`.
     """
-    return call_as(model, lambda: _hidden(base_model(model).base_model, inputs))
+    return call_as(model, lambda: _hidden(backbone(model), inputs))
 
 
 def completion_values(critic: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -98,14 +99,31 @@ def completion_values(critic: PreTrainedModel, inputs: dict[str, Tensor]) -> Ten
     return apply_head(critic, _hidden(critic.base_model, inputs))
 
 
-def _hidden(backbone: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    hidden = backbone(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+def last_hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The backbone's hidden states [b, d] at the last position of the mask.
+
+    Args:
+        model: causal language model, or one wrapped by PEFT; its head is not used.
+        inputs: `input_ids` and `attention_mask`, both [b, L], padded on the right.
+    """
+    hidden = call_as(model, lambda: backbone(model)(**inputs, use_cache=False).last_hidden_state)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, last_position(inputs["attention_mask"])]
+
+
+def _hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    hidden = model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
     offsets = torch.arange(inputs["completion_ids"].shape[1] + 1, device=hidden.device)
     columns = inputs["prompt_lengths"].unsqueeze(1) - 1 + offsets
     columns = columns.clamp(max=hidden.shape[1] - 1)  # of padding
     return hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> PreTrainedModel:
     """Return the model itself, or the one that PEFT has wrapped."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if isinstance(model, PeftModel) else cast(PreTrainedModel, model)
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Return what is below the head of a language model, plain or wrapped by PEFT."""
+    return cast(nn.Module, base_model(model).base_model)

@@ -1,16 +1,23 @@
 """The module that PPO trains: a policy and a separate critic, scored on sequences without left padding."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from tieback.pipeline.rollout.token_scores import base_model, completion_logprobs, completion_values
+from tieback.pipeline.rollout.adapters import using_adapter
+from tieback.pipeline.rollout.token_scores import (
+    base_model,
+    completion_logprobs,
+    completion_values,
+    last_hidden,
+)
 from tieback.pipeline.trainer.sharded_tensors import load_into
-from tieback.pipeline.trl_internals import use_adapter
 from tieback.ppo_core import Batch
+from tieback.reward_model.adapter import ScalarHead
 
 VALUE_MODEL = "value_model"
 
@@ -21,25 +28,31 @@ Role = Literal["policy", "critic"]
 class ActorCritic(nn.Module):
     """Policy and critic in one module, so that one engine, one optimiser and one checkpoint hold both.
 
-    The trainer knows of its weights what this class says of them. Another kind of critic is a subclass with its own
-    `score_tokens`, `models_with_layers`, `units`, `trained_parameters`, `save` and `load`.
+    The trainer knows of its weights what this class says of them. Another kind of critic (see `critics`) is a subclass
+    with its own `score_tokens`, `models_with_layers`, `units`, `trained_parameters`, `_save_critic` and `_load_critic`.
 
     Args:
         policy: causal language model, or one wrapped by PEFT.
-        critic: sequence-classification model with one label and a `score` head.
+        critic: sequence-classification model with one label and a `score` head; another kind may need less.
         temperature: sampling temperature.
         entropy_requires_grad: whether the objective has an entropy bonus.
         reference_adapter: for a PEFT policy, the adapter of the frozen reference (None: the base model without
             an adapter).
+        reward_heads: heads of the reward models that are frozen adapters of a PEFT policy's base, by the names of the
+            adapters.
     """
+
+    policy: Any
+    critic: Any
 
     def __init__(
         self,
         policy: PreTrainedModel | PeftModel,
-        critic: PreTrainedModel,
+        critic: nn.Module,
         temperature: float,
         entropy_requires_grad: bool,
         reference_adapter: str | None = None,
+        reward_heads: Mapping[str, ScalarHead] | None = None,
     ):
         super().__init__()
         self.policy = policy
@@ -47,6 +60,7 @@ class ActorCritic(nn.Module):
         self.temperature = temperature
         self.entropy_requires_grad = entropy_requires_grad
         self.reference_adapter = reference_adapter
+        self.reward_heads = nn.ModuleDict(reward_heads or {}).requires_grad_(False)
         # What Trainer, DeepSpeed, FSDP and TRL ask of a model.
         self.is_gradient_checkpointing = False
         self._checkpointing: dict[str, Any] = {}
@@ -61,13 +75,17 @@ class ActorCritic(nn.Module):
         """Scoring goes through here, which is what DDP, DeepSpeed, FSDP and autocast wrap; `update` calls `evaluate`.
 
         Args:
-            inputs: see `completion_logprobs`.
-            task: "score" (log-probabilities [b, T] and values [b, T + 1]) or "reference" (log-probabilities [b, T]
-                of the frozen reference adapter).
+            inputs: see `completion_scores`; of a reward model `input_ids` and `attention_mask`, both [b, L].
+            task: "score" (log-probabilities [b, T] and values [b, T + 1]), "reference" (log-probabilities [b, T]
+                of the frozen reference adapter), or the name of a reward model's adapter (scores [b]).
         """
         if task == "reference":
-            with use_adapter(self.policy, self.reference_adapter):
+            with using_adapter(self.policy, self.reference_adapter):
                 return (completion_logprobs(self.policy, inputs, self.temperature)[0],)
+        if task in self.reward_heads:
+            with using_adapter(self.policy, task):
+                hidden = last_hidden(self.policy, inputs)
+            return (self.reward_heads[task](hidden),)
         logprobs, values, _ = self.score_tokens(inputs)
         return logprobs, values
 
@@ -95,7 +113,7 @@ class ActorCritic(nn.Module):
 
     def trained_parameters(self) -> dict[Role, dict[str, nn.Parameter]]:
         """For each role, the parameters that are trained with its learning rate, by their names in this module."""
-        return {"policy": _trained(self.policy, "policy"), "critic": _trained(self.critic, "critic")}
+        return {"policy": trained(self.policy, "policy"), "critic": trained(self.critic, "critic")}
 
     def save(self, folder: str, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the policy into `folder`, loadable by itself, and the critic into `folder/value_model`.
@@ -104,13 +122,9 @@ class ActorCritic(nn.Module):
             folder: made where missing.
             state_dict: gathered weights of this module where they are sharded (FSDP, ZeRO-3).
         """
-        adapter: dict[str, Any] = {}
-        if isinstance(self.policy, PeftModel):
-            adapter["selected_adapters"] = ["default"]
+        adapter = {"selected_adapters": ["default"]} if isinstance(self.policy, PeftModel) else {}
         self.policy.save_pretrained(folder, state_dict=_part(state_dict, "policy.", self.policy), **adapter)
-        self.critic.save_pretrained(
-            os.path.join(folder, VALUE_MODEL), state_dict=_part(state_dict, "critic.", self.critic)
-        )
+        self._save_critic(os.path.join(folder, VALUE_MODEL), _part(state_dict, "critic.", self.critic))
 
     def load(self, folder: str) -> None:
         """Load what `save` wrote into the models that are there.
@@ -123,7 +137,13 @@ class ActorCritic(nn.Module):
             load_into(own, load_peft_weights(folder))
         else:
             _load_model(self.policy, folder)
-        _load_model(self.critic, os.path.join(folder, VALUE_MODEL))
+        self._load_critic(os.path.join(folder, VALUE_MODEL))
+
+    def _save_critic(self, folder: str, state_dict: dict[str, Tensor] | None) -> None:
+        self.critic.save_pretrained(folder, state_dict=state_dict)
+
+    def _load_critic(self, folder: str) -> None:
+        _load_model(self.critic, folder)
 
     # What Trainer and TRL call on a model.
 
@@ -169,7 +189,8 @@ class ActorCritic(nn.Module):
             model.gradient_checkpointing_disable()
 
 
-def _trained(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
+def trained(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
+    """Parameters of a model that are trained, by their names with `prefix` before them."""
     return {name: p for name, p in model.named_parameters(prefix=prefix) if p.requires_grad}
 
 

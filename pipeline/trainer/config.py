@@ -61,6 +61,13 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the critic; the policy's where not set."}
     )
+    critic: str | None = field(
+        default=None,
+        metadata={
+            "help": "Kind of critic: separate (a whole model of its own), adapter (an adapter and a head on the policy's base), or shared (a head on the policy's own states). Where not set: adapter for a policy with an adapter, unless the critic starts from a whole model; separate otherwise.",
+            "choices": ["separate", "adapter", "shared"],
+        },
+    )
     critic_warmup_iterations: int = field(
         default=0, metadata={"help": "First iterations in which only the critic learns."}
     )
@@ -198,6 +205,8 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             raise ValueError(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}.")
         if self.truncation not in ("penalty", "bootstrap"):
             raise ValueError(f"truncation must be 'penalty' or 'bootstrap', got {self.truncation!r}.")
+        if self.critic not in (None, "separate", "adapter", "shared"):
+            raise ValueError(f"critic must be separate, adapter or shared, got {self.critic!r}.")
         for name in (
             "kl_coef",
             "missing_eos_penalty",

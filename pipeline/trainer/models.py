@@ -2,50 +2,170 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from torch import nn
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PreTrainedModel,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from tieback.cli.errors import UsageError
+from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.model_loading import loading
+from tieback.pipeline.rollout.adapters import adapter_parameters, add_adapter
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.critics import CRITIC, AdapterCritic, RewardRole, SharedCritic
 from tieback.pipeline.trainer.sharded_tensors import copy_model, copy_weights, gathered
+from tieback.reward_model.adapter import ScalarAdapter, ScalarHead, new_head
 from tieback.reward_model.head import as_reward_model, init_head, load_reward_model, reward_head
 from tieback.reward_model.scoring import RewardScorer
+
+CRITICS = {"separate": ActorCritic, "adapter": AdapterCritic, "shared": SharedCritic}
+
+CriticSource: TypeAlias = PreTrainedModel | PeftModel | ScalarAdapter | str | None
 
 
 def make_actor_critic(
     model: PreTrainedModel | PeftModel,
-    value_model: PreTrainedModel | str | None,
+    value_model: CriticSource,
     scorers: list[RewardScorer],
     peft_config: PeftConfig | None,
     args: PPOConfig,
 ) -> tuple[ActorCritic, nn.Module | None]:
     """What is trained, and the frozen reference: None where it is the policy's own base or another adapter of it.
 
+    Reward models of `scorers` that are adapters of the policy's base become adapters of the policy.
+
     Raises:
-        UsageError: the models do not fit together (see `make_critic` and `split_reference`).
+        UsageError: the models do not fit together (see `make_critic`, `split_reference` and `make_inner_critic`).
     """
-    critic = make_critic(value_model, model, scorers, args.seed)
+    kind = kind_of_critic(args.critic, model, value_model, peft_config)
+    # A copy of the policy's backbone must be made before it has an adapter.
+    critic: Any = make_critic(value_model, model, scorers, args.seed) if kind == "separate" else None
+    had_adapter = isinstance(model, PeftModel)
     policy, reference, reference_adapter = split_reference(model, peft_config)
-    actor_critic = ActorCritic(policy, critic, args.temperature, args.ent_coef > 0, reference_adapter)
+    reward_heads = add_reward_adapters(policy, scorers)
+    if kind != "separate":
+        critic = make_inner_critic(kind, value_model, policy, had_adapter, args.seed)
+    actor_critic = CRITICS[kind](
+        policy, critic, args.temperature, args.ent_coef > 0, reference_adapter, reward_heads
+    )
+    for scorer in scorers:
+        if isinstance(scorer.model, ScalarAdapter):
+            scorer.model = RewardRole(actor_critic, _adapter_name(scorers, scorer))
     if args.disable_dropout:
         for module in (actor_critic, *([reference] if reference is not None else [])):
             disable_dropout(module)
     return actor_critic, reference
+
+
+def base_of_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> str | None:
+    """Name of the base that the policy's adapter has, or will have; None for a policy that is trained as a whole."""
+    if isinstance(model, PeftModel):
+        return model.active_peft_config.base_model_name_or_path
+    return model.name_or_path if peft_config is not None else None
+
+
+def kind_of_critic(
+    asked: str | None, model: nn.Module, value_model: CriticSource, peft_config: PeftConfig | None
+) -> str:
+    """The setting `critic`, or what suits the models where it is None."""
+    adapted = peft_config is not None or isinstance(model, PeftModel)
+    if asked == "adapter" and not adapted:
+        raise UsageError(
+            "critic: adapter puts an adapter beside the policy's, which has none. Set use_peft (peft_config), or "
+            "critic: shared or separate."
+        )
+    if asked is not None:
+        return asked
+    whole = value_model is not None and not isinstance(value_model, ScalarAdapter)
+    return "adapter" if adapted and not whole else "separate"
+
+
+def make_inner_critic(
+    kind: str, value_model: CriticSource, policy: PreTrainedModel | PeftModel, had_adapter: bool, seed: int
+) -> ScalarHead:
+    """The head of a critic on the policy's base; of `adapter`, the adapter is put into the policy.
+
+    The adapter starts as `value_model`, where that is given, and otherwise as the policy's: without any effect where it
+    is new.
+
+    Raises:
+        UsageError: `value_model` is a whole model, or its adapter does not fit into the policy's base.
+    """
+    if value_model is not None and not isinstance(value_model, ScalarAdapter):
+        raise UsageError(
+            f"critic: {kind} lives on the policy's own base, and cannot start from a whole model. Start it from the policy "
+            "(value_model=None; critic_init policy), or set critic: separate."
+        )
+    start = value_model
+    if kind == "shared":
+        if start is not None:
+            raise UsageError(
+                "critic: shared is a head on the policy's own states, and cannot start from a reward model. Start it from "
+                "the policy (value_model=None; critic_init policy), or set critic: adapter."
+            )
+        return ScalarHead(new_head(policy.config.get_text_config().hidden_size, seed))
+    own = policy.peft_config["default"]
+    config, weights = (own, None) if start is None else (start.config, start.weights)
+    if start is None and had_adapter:
+        weights = get_peft_model_state_dict(policy, adapter_name="default", save_embedding_layers=False)
+    config, weights = _below_the_head(policy, config, weights)
+    try:
+        add_adapter(policy, CRITIC, config, weights)
+    except (ValueError, RuntimeError) as error:
+        source = "the policy's adapter" if start is None else start.source
+        raise UsageError(f"The critic cannot start from {source}: {first_line(error)}") from error
+    for parameter in adapter_parameters(policy, CRITIC).values():
+        parameter.requires_grad_(True)
+    if start is not None:
+        return ScalarHead(start.head, start.bias)
+    return ScalarHead(new_head(policy.config.get_text_config().hidden_size, seed))
+
+
+def add_reward_adapters(policy: Any, scorers: list[RewardScorer]) -> dict[str, ScalarHead]:
+    """Put the reward models that are adapters of the policy's base into it; their heads by the adapters' names.
+
+    Raises:
+        UsageError: one does not fit into the base.
+    """
+    heads = {}
+    for scorer in scorers:
+        adapter = scorer.model
+        if isinstance(adapter, ScalarAdapter):
+            name = _adapter_name(scorers, scorer)
+            try:
+                add_adapter(policy, name, adapter.config, adapter.weights)
+            except (ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"The reward model {adapter.source} does not fit into the policy's base: {first_line(error)}"
+                ) from error
+            heads[name] = ScalarHead(adapter.head, adapter.bias)
+    return heads
+
+
+def _adapter_name(scorers: list[RewardScorer], scorer: RewardScorer) -> str:
+    return f"reward{scorers.index(scorer)}"
+
+
+def _below_the_head(
+    policy: PeftModel, config: Any, weights: dict[str, Tensor] | None
+) -> tuple[Any, dict[str, Tensor] | None]:
+    """An adapter without its part in the head of the language model, which a critic does not use."""
+    head = policy.get_base_model().get_output_embeddings()
+    names = {full.split(".")[-1] for full, module in policy.named_modules() if module is head}
+    config = copy.deepcopy(config)
+    for setting in ("target_modules", "modules_to_save"):
+        chosen = getattr(config, setting)
+        if isinstance(chosen, set | list):
+            setattr(config, setting, [module for module in chosen if module not in names] or None)
+    if weights is not None:
+        weights = {name: tensor for name, tensor in weights.items() if not names & set(name.split("."))}
+    return config, weights
 
 
 def split_reference(
@@ -79,10 +199,8 @@ def split_reference(
                 f"The model must have one adapter, named `default`, to train further; it has {list(policy.peft_config)}. "
                 "Save the one that is meant and load it with PeftModel.from_pretrained, which names it so."
             )
-        policy.add_adapter("reference", policy.peft_config["default"])
         weights = get_peft_model_state_dict(policy, adapter_name="default", save_embedding_layers=False)
-        set_peft_model_state_dict(policy, weights, adapter_name="reference")
-        policy.set_adapter("default")
+        add_adapter(policy, "reference", policy.peft_config["default"], weights)
         return policy, None, "reference"
     if peft_config is not None:
         try:
@@ -114,7 +232,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def make_critic(
-    value_model: PreTrainedModel | str | None,
+    value_model: CriticSource,
     policy: PreTrainedModel | PeftModel,
     scorers: list[RewardScorer],
     seed: int,
@@ -126,11 +244,13 @@ def make_critic(
     Raises:
         UsageError: the critic cannot read the policy's tokens, or has no head for one value.
     """
-    if isinstance(value_model, PeftModel):
+    if isinstance(value_model, ScalarAdapter):
         raise UsageError(
-            "value_model has an adapter of PEFT, but the whole critic is trained. Merge it: "
-            "value_model.merge_and_unload()."
+            f"critic: separate is a whole model, and {value_model.source} is an adapter. Set critic: adapter, or start the "
+            "critic from the policy (critic_init policy)."
         )
+    if isinstance(value_model, PeftModel):
+        value_model = value_model.merge_and_unload()
     if isinstance(value_model, str):
         with loading("value_model", value_model):
             critic = load_reward_model(value_model, dtype=torch.float32)

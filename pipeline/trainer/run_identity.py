@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -22,6 +22,7 @@ from tieback.pipeline.digests import (
 from tieback.pipeline.resume import FREE, as_json, check_changes, launch_settings
 from tieback.pipeline.scorers import Scorer
 from tieback.pipeline.trainer.module_digest import module_digest
+from tieback.reward_model.adapter import ScalarAdapter
 from tieback.reward_model.scoring import RewardScorer
 
 
@@ -35,7 +36,7 @@ class Identity(TypedDict):
 
 def input_digests(
     model: nn.Module,
-    value_model: PreTrainedModel | str | None,
+    value_model: PreTrainedModel | PeftModel | ScalarAdapter | str | None,
     scorers: Sequence[Scorer],
     tokenizer: PreTrainedTokenizerBase,
     train_dataset: Dataset | None,
@@ -139,6 +140,8 @@ def _check_processes(folder: Path, before: Identity, now: Identity, allowed: Seq
 
 
 def _scorer_digest(scorer: Scorer) -> str:
+    if isinstance(scorer, RewardScorer) and isinstance(scorer.model, ScalarAdapter):
+        return text_digest(weights_digest(scorer.model.source), tokenizer_digest(scorer.tokenizer))
     if isinstance(scorer, RewardScorer):
         parts = (module_digest(scorer.model), tokenizer_digest(scorer.tokenizer), str(scorer.max_length))
         return text_digest(*parts)
@@ -148,10 +151,14 @@ def _scorer_digest(scorer: Scorer) -> str:
 
 
 def _critic_digest(
-    value_model: PreTrainedModel | str | None, scorers: Sequence[Scorer], rewards: Sequence[str]
+    value_model: PreTrainedModel | PeftModel | ScalarAdapter | str | None,
+    scorers: Sequence[Scorer],
+    rewards: Sequence[str],
 ) -> str:
     if value_model is None:
         return "of the policy"
+    if isinstance(value_model, ScalarAdapter):
+        return weights_digest(value_model.source)
     if isinstance(value_model, str):
         return weights_digest(value_model)
     for scorer, digest in zip(scorers, rewards, strict=True):

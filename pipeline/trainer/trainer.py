@@ -38,6 +38,7 @@ from tieback.pipeline.scorers import (
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_completions
 from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.critics import RewardRole
 from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
 from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
 from tieback.pipeline.trainer.input_checks import (
@@ -47,7 +48,7 @@ from tieback.pipeline.trainer.input_checks import (
     check_policy,
     check_train_set,
 )
-from tieback.pipeline.trainer.models import make_actor_critic
+from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
@@ -113,7 +114,7 @@ class PPOTrainer(EvaluatedTrainer):
         reward_processing_classes: PreTrainedTokenizerBase
         | Sequence[PreTrainedTokenizerBase | None]
         | None = None,
-        value_model: PreTrainedModel | str | None = None,
+        value_model: CriticSource = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
@@ -145,7 +146,12 @@ class PPOTrainer(EvaluatedTrainer):
             args.generation_batch_size,
             args.generation_arguments,
         )
-        self.scorers = make_scorers(reward_funcs, reward_processing_classes, args.per_device_eval_batch_size)
+        self.scorers = make_scorers(
+            reward_funcs,
+            reward_processing_classes,
+            args.per_device_eval_batch_size,
+            base_of_adapter(model, peft_config),
+        )
         for name, dataset in named_sets.items():
             check_call(self.scorers, name, dataset.column_names)
         self.reward_names = unique_reward_names(self.scorers)
@@ -179,6 +185,8 @@ class PPOTrainer(EvaluatedTrainer):
             None if reference is None else place_reference(reference, self.accelerator, replicate)
         )
         for scorer in reward_models:
+            if isinstance(scorer.model, RewardRole):
+                continue  # it has come with the policy
             scorer.model = place_reward_model(scorer.model, self.accelerator, replicate)
         place_trained(trained, self.accelerator)
         self.kl_controller = (

@@ -1,0 +1,145 @@
+"""A reward model that is an adapter: its weights and its head without the base, which may be in memory already.
+
+Its folder is one of PEFT: `AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)` loads it. Beside
+the adapter stands the `config.json` of the whole model, which holds the calibration bias.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, load_peft_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from tieback.cli.errors import UsageError
+from tieback.reward_model.head import Fp32Linear, head_std
+
+ADAPTER_CONFIG = "adapter_config.json"
+_HEAD = "base_model.model.score.weight"
+
+
+class ScalarHead(nn.Module):
+    """One number of each hidden state, in fp32.
+
+    Args:
+        weight: [1, d].
+        bias: constant that is added; not trained.
+    """
+
+    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
+        super().__init__()
+        self.score = Fp32Linear(weight.shape[1], 1, bias=False)
+        self.score.weight = nn.Parameter(weight.float().clone())
+        self.bias = bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., d] → [...], fp32."""
+        scores: Tensor = self.score(hidden).squeeze(-1)
+        return scores + self.bias
+
+
+@dataclass(frozen=True)
+class ScalarAdapter:
+    """A reward model, or a critic, on a base that is somewhere else.
+
+    Args:
+        config: of the adapter.
+        weights: of the adapter, as PEFT saves them.
+        head: weight [1, d] of the head.
+        bias: added to what the head gives.
+        source: where it was read.
+    """
+
+    config: PeftConfig
+    weights: dict[str, Tensor]
+    head: Tensor
+    bias: float
+    source: str
+
+
+def base_of(folder: str | Path) -> str | None:
+    """Name of the model that the adapter in a folder belongs to; None where the folder holds no adapter."""
+    path = Path(folder) / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    name: str = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return name
+
+
+def same_model(one: str | Path | None, other: str | Path | None) -> bool:
+    """Whether two names mean the same folder, or the same model of the hub."""
+    if not one or not other:
+        return False
+    paths = Path(one), Path(other)
+    return paths[0].resolve() == paths[1].resolve() if all(path.exists() for path in paths) else one == other
+
+
+def read_scalar_adapter(folder: str | Path) -> ScalarAdapter:
+    """Read a reward model or a critic that is an adapter.
+
+    Raises:
+        UsageError: the adapter has no trained head, such as that of a language model.
+    """
+    weights = load_peft_weights(str(folder), device="cpu")
+    head = weights.pop(_HEAD, None)
+    if head is None:
+        raise UsageError(
+            f"{folder} holds an adapter without a head for one score: it is no reward model. Train one with "
+            "pipeline/reward.py."
+        )
+    has_config = (Path(folder) / "config.json").is_file()
+    bias = getattr(AutoConfig.from_pretrained(folder), "reward_bias", 0.0) if has_config else 0.0
+    config = PeftConfig.from_pretrained(str(folder))
+    config.task_type = "CAUSAL_LM"
+    config.modules_to_save = [name for name in config.modules_to_save or [] if name != "score"] or None
+    return ScalarAdapter(config, weights, head, bias, str(folder))
+
+
+def write_scalar_adapter(
+    folder: str | Path,
+    config: PeftConfig,
+    weights: dict[str, Tensor],
+    head: Tensor,
+    base_config: PreTrainedConfig,
+    bias: float,
+) -> None:
+    """Write a critic that is an adapter, in the form of PEFT (see the module's docstring).
+
+    Args:
+        folder: made where missing.
+        config: of the adapter.
+        weights: of the adapter, as PEFT saves them.
+        head: weight [1, d] of the critic's head.
+        base_config: of the base.
+        bias: added to what the head gives.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tensors = {**weights, _HEAD: head}
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        Path(folder) / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    saved = type(config)(
+        **{
+            **config.to_dict(),
+            "task_type": "SEQ_CLS",
+            "modules_to_save": [*(config.modules_to_save or []), "score"],
+            "inference_mode": True,
+        }
+    )
+    saved.save_pretrained(str(folder))
+    whole = copy.deepcopy(base_config)
+    whole.num_labels, whole.reward_bias = 1, bias
+    whole.save_pretrained(folder)
+
+
+def new_head(hidden_size: int, seed: int) -> Tensor:
+    """Weight [1, d] of a new head, drawn as `init_head` draws it."""
+    return torch.randn((1, hidden_size), generator=torch.Generator().manual_seed(seed)) * head_std(
+        hidden_size
+    )
