@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -21,6 +22,7 @@ from tieback.pipeline import ppo
 from tieback.pipeline.rollout.sampler import Completion, TransformersSampler
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
+from tieback.reward_model.adapter import ScalarAdapter
 
 WORDS = [
     "red",
@@ -105,6 +107,15 @@ def brief_policy(tok: PreTrainedTokenizerFast, seed: int = 0, **changes: Any) ->
     model = policy(tok, seed, **changes)
     model.generation_config.eos_token_id = [tok.eos_token_id, *range(5, len(tok), 6)]
     return model
+
+
+def reward_adapter() -> ScalarAdapter:
+    """A reward model that is an adapter of the policies here."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(11)
+    model = get_peft_model(policy(tokenizer()), config)
+    head = torch.randn(1, model.config.hidden_size)
+    return ScalarAdapter(config, get_peft_model_state_dict(model), head, 0.5, "reward adapter")
 
 
 def id_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:

@@ -23,6 +23,7 @@ from tieback.pipeline.rollout.sampler import TransformersSampler
 from tieback.pipeline.trainer import PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
 from tieback.ppo_core.step import MinibatchStep
+from tieback.reward_model.scoring import RewardScorer
 
 ADAPTIVE: dict[str, Any] = {
     "kl_target": 0.3,
@@ -43,6 +44,9 @@ SAMPLE, CLIP = TransformersSampler.sample, MinibatchStep._clip
 CASES: dict[str, dict[str, Any]] = {
     "everything": ADAPTIVE,
     "lora": LORA,
+    # Policy, critic, reference and reward model are adapters of one base.
+    "one base": {**LORA, "critic": "adapter", "gradient_checkpointing": True},
+    "shared critic": {"critic": "shared", **SAVED},
     "gradient checkpointing": {"gradient_checkpointing": True},
     # Of 14 prompts an epoch leaves 6 out: three iterations are three epochs.
     "uneven": {"train_dataset": toy.prompts(14), "max_steps": 3, "num_minibatches": 4},
@@ -62,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     "target KL": {"target_kl": 1e-4, "num_ppo_epochs": 3},
 }
 # The checkpoint from which a case is resumed: within the critic's warm-up (where the policy has no optimiser state), after it.
-RESUMED = {"everything": 2, "warm-up": 1, "lora": 1}
+RESUMED = {"everything": 2, "warm-up": 1, "lora": 1, "one base": 1, "shared critic": 1}
 
 
 def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:
@@ -70,7 +74,8 @@ def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **se
     TransformersSampler.sample = toy.fixed_sample
     load_whole()  # models made here are whole, and given as objects
     tok = toy.tokenizer()
-    reward_model = toy.reward_model(tok)
+    adapted = settings.get("critic") == "adapter"
+    reward_model = RewardScorer(toy.reward_adapter(), tok) if adapted else toy.reward_model(tok)
     defaults = {
         "per_device_train_batch_size": 8 // processes,
         "micro_batch_size": 2,
@@ -83,7 +88,7 @@ def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **se
         [reward, reward_model],
         tok=tok,
         reward_processing_classes=[None, tok],
-        value_model=reward_model,
+        value_model=None if "critic" in settings else reward_model,
         eval_dataset=toy.prompts(7),
         reward_weights=[1.0, 0.3],
         **(defaults | settings),
