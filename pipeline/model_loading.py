@@ -1,12 +1,13 @@
 """Policies and tokenizers for the stages: by name, from a folder, or a new small Llama from the recipe."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +23,7 @@ from trl import ModelConfig, get_quantization_config, is_conversational
 
 from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.rollout.sampler import own_end_ids
+from tieback.reward_model.adapter import base_of
 from tieback.reward_model.head import is_classifier
 
 # Reserved tokens that well-known vocabularies hold and no text contains, in order of preference.
@@ -33,6 +35,15 @@ _PADDING_TOKENS = (
     "<|padding|>",
     "<|reserved_special_token_0|>",
 )
+# Settings of LoRA in TRL's `ModelConfig`, and what PEFT calls them.
+_ADAPTER_SETTINGS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
 
 
 def load_whole() -> None:
@@ -164,17 +175,72 @@ def load_policy(
     Raises:
         UsageError: there is no such model, it is a classifier, or a quantised base is to take an adapter in.
     """
-    is_adapter = (Path(path) / "adapter_config.json").is_file()
     kwargs = model_kwargs(model_args or ModelConfig())
+    if base_of(path) is not None and "quantization_config" in kwargs:
+        raise UsageError(
+            f"{path} holds a LoRA adapter, which cannot be merged into a quantised base without loss. Leave out "
+            "load_in_4bit / load_in_8bit."
+        )
+    model = _load(path, kwargs)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    return match_tokenizer(model, tokenizer)
+
+
+def load_adapted_policy(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, model_args: ModelConfig, named: Collection[str]
+) -> PeftModel:
+    """Load a base with the adapter in a folder on it, to be trained further.
+
+    Args:
+        folder: with an adapter.
+        tokenizer: as for `load_policy`.
+        model_args: dtype, attention, quantisation of the base.
+        named: settings that the recipe or the command line sets.
+
+    Raises:
+        UsageError: it cannot be loaded, or a named setting of LoRA differs from the adapter's.
+    """
+    model = _load(folder, model_kwargs(model_args), is_trainable=True)
+    check_adapter_settings(folder, model.peft_config["default"], model_args, named)
+    match_tokenizer(model.get_base_model(), tokenizer)
+    return model
+
+
+def check_adapter_settings(
+    folder: str | Path, config: PeftConfig, model_args: ModelConfig, named: Collection[str]
+) -> None:
+    """Refuse settings of LoRA that differ from those of the adapter that goes on being trained.
+
+    Args:
+        folder: of the adapter.
+        config: of the adapter.
+        model_args: settings of this run.
+        named: those that the recipe or the command line sets.
+
+    Raises:
+        UsageError: names the setting and both values.
+    """
+    for setting, attribute in _ADAPTER_SETTINGS.items():
+        asked, own = getattr(model_args, setting), getattr(config, attribute)
+        if isinstance(asked, list) and isinstance(own, set | list):
+            asked, own = sorted(asked), sorted(own)
+        # PEFT writes out what all-linear came to.
+        if setting in named and asked != own and asked not in ("all-linear", ["all-linear"]):
+            raise UsageError(
+                f"{setting}: {asked} is asked for, but the adapter in {folder}, which goes on being trained, has {own}. Leave "
+                "it out, or start from a whole model."
+            )
+
+
+def _load(path: str | Path, kwargs: dict[str, Any], **adapter: Any) -> Any:
     try:
         refuse_classifier(path, revision=kwargs["revision"])
-        if is_adapter:
-            model = _load_merged(path, kwargs)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+        if base_of(path) is not None:
+            return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs, **adapter)
+        return AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
         raise UsageError(f"No language model can be loaded from {path}: {first_line(error)}") from error
-    return match_tokenizer(model, tokenizer)
 
 
 def new_policy(
@@ -248,14 +314,3 @@ def model_kwargs(model_args: ModelConfig) -> dict[str, Any]:
             else {}
         ),
     }
-
-
-def _load_merged(folder: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
-    from peft import AutoPeftModelForCausalLM
-
-    if "quantization_config" in kwargs:
-        raise UsageError(
-            f"{folder} holds a LoRA adapter, which cannot be merged into a quantised base without loss. Leave out "
-            "load_in_4bit / load_in_8bit."
-        )
-    return AutoPeftModelForCausalLM.from_pretrained(folder, **kwargs).merge_and_unload()

@@ -2,7 +2,8 @@
 
 Trains `tieback.PPOTrainer`. Rewards come from reward models and from functions of one's own
 (`reward_funcs`), weighted by `reward_weights`; the critic starts from the reward model or from the policy
-(`critic_init`). LoRA through TRL's `ModelConfig`: the reference is then the policy with its adapter off.
+(`critic_init`). LoRA through TRL's `ModelConfig`: policy, reference, critic and a reward model of the same base are then
+adapters that take turns on it (`critic`).
 
     accelerate launch pipeline/ppo.py
     accelerate launch pipeline/ppo.py --reward_funcs my_rewards:politeness runs/helpdesk/reward --reward_weights 0.5 1
@@ -13,25 +14,33 @@ with every curve, and metrics.json into `<run_dir>/ppo`.
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.interruption import exit_if_interrupted
-from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
+from tieback.pipeline.model_loading import (
+    context_length,
+    load_adapted_policy,
+    load_policy,
+    load_tokenizer,
+)
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.resume import checkpoint_to_resume
+from tieback.pipeline.rollout.token_scores import base_model
 from tieback.pipeline.scorers import Scorer, load_scorer
 from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
+from tieback.pipeline.trainer.models import base_of_adapter
+from tieback.reward_model.adapter import ScalarAdapter, base_of
 from tieback.reward_model.scoring import RewardScorer
 
 # Iterations over which metrics.json averages the end of the run.
@@ -86,14 +95,15 @@ def main() -> None:
         run.require("sft", "config.json" if not model_args.use_peft else "")
         model_args.model_name_or_path = str(run.stage_dir("sft"))
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    policy = load_base_policy(model_args, tokenizer, args.output_dir)
+    policy, peft_config = load_start(model_args, tokenizer, run.recipe)
+    base = base_of_adapter(policy, peft_config)
     names = reward_names(ppo_args, run)
-    rewards = [load_scorer(name, args.per_device_eval_batch_size) for name in names]
+    rewards = [load_scorer(name, args.per_device_eval_batch_size, base=base) for name in names]
     prompts, counts = load_prompts(
         "ppo",
         ppo_args.dataset_name,
         tokenizer,
-        context_length(policy),
+        context_length(base_model(policy)),
         args,
         split=ppo_args.dataset_train_split,
         config=ppo_args.dataset_config,
@@ -112,7 +122,7 @@ def main() -> None:
         eval_dataset=evaluation,
         processing_class=tokenizer,
         value_model=critic_to_start_from(ppo_args.critic_init, rewards),
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
     settings = run.recipe | {"digests": trainer.inputs}
     resume = checkpoint_to_resume(
@@ -133,21 +143,17 @@ def main() -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_base_policy(model_args: ModelConfig, tokenizer: Any, output_dir: str) -> PreTrainedModel:
-    """The model to tune, with an adapter of the SFT stage merged in.
+def load_start(
+    model_args: ModelConfig, tokenizer: Any, named: Collection[str]
+) -> tuple[PreTrainedModel | PeftModel, PeftConfig | None]:
+    """The model to tune, and the new adapter to tune it with, if any.
 
-    A new adapter on a merged model needs that model on disk to be loaded with later: it is kept in
-    `<output_dir>/base_model`.
+    With use_peft an adapter of the SFT stage goes on being trained, on its own base; without it is merged.
     """
     path = model_args.model_name_or_path
-    policy = load_policy(path, tokenizer, model_args)
-    if model_args.use_peft and Path(path, "adapter_config.json").is_file():
-        base = Path(output_dir, "base_model")
-        if PartialState().is_main_process:
-            policy.save_pretrained(base)
-            tokenizer.save_pretrained(base)
-        policy.name_or_path = str(base)
-    return policy
+    if model_args.use_peft and base_of(path) is not None:
+        return load_adapted_policy(path, tokenizer, model_args, named), None
+    return load_policy(path, tokenizer, model_args), get_peft_config(model_args)
 
 
 def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
@@ -158,8 +164,8 @@ def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
     return [str(run.stage_dir("reward"))]
 
 
-def critic_to_start_from(critic_init: str, rewards: list[Scorer]) -> PreTrainedModel | None:
-    """The first reward model, or None for the policy's own backbone with a new head.
+def critic_to_start_from(critic_init: str, rewards: list[Scorer]) -> PreTrainedModel | ScalarAdapter | None:
+    """The first reward model, or None for the policy's own backbone, or adapter, with a new head.
 
     Raises:
         UsageError: the reward model is asked for, and there is none.

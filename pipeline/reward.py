@@ -2,7 +2,7 @@
 
 Trains TRL's `RewardTrainer` (Bradley–Terry: loss = −log σ(score(chosen) − score(rejected))) on the pairs that collect
 or people made, or on any preference data. The model starts from `<run_dir>/sft` with a new head; LoRA and QLoRA go
-through TRL's `ModelConfig`, and the adapter is merged at the end. Then the head's bias is set such that demonstrations
+through TRL's `ModelConfig`; the adapter of an SFT stage is where that of the reward model starts. Then the head's bias is set such that demonstrations
 score 0 on average, and pairs of prompts that were held out say what the model is worth.
 
     accelerate launch pipeline/reward.py
@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
@@ -33,6 +34,7 @@ from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
+    check_adapter_settings,
     check_chat_template,
     context_length,
     load_tokenizer,
@@ -43,12 +45,14 @@ from tieback.pipeline.progress import show_figures
 from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
+from tieback.pipeline.rollout.token_scores import base_model
 from tieback.pipeline.stage import finish_stage, quiet_libraries
+from tieback.reward_model.adapter import base_of
 from tieback.reward_model.encoding import encode, encode_pairs
 from tieback.reward_model.head import (
     is_classifier,
     load_reward_model,
-    merge_adapter,
+    new_adapted_reward_model,
     new_reward_model,
     reward_bias,
     set_reward_bias,
@@ -84,6 +88,12 @@ class RewardArguments:
             "help": "Source of the demonstrations that score 0 on average: helpdesk, a file or a hub data set; the chosen responses of the training pairs where not set."
         },
     )
+    merge_adapter: bool = field(
+        default=False,
+        metadata={
+            "help": "With use_peft: write a whole model with the adapter merged in. Where not set, the adapter and the head stay by themselves, so that PPO can put them on the policy's base."
+        },
+    )
     num_demonstrations: int = field(default=1000, metadata={"help": "Most demonstrations of them."})
 
 
@@ -100,19 +110,19 @@ def main() -> None:
     rows = load_pairs(sources, data_args, args.seed)
     check_chat_template(tokenizer, rows.dataset[0], args.chat_template_path)
     set_seed(args.seed)
-    model = start_model(start, model_args)
-    limits = [length for length in (args.max_length, context_length(model)) if length is not None]
+    model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
+    model, peft_config = start_model(start, model_args, run.recipe)
+    limits = [length for length in (args.max_length, context_length(base_model(model))) if length is not None]
     pairs, num_identical = encode_pairs(rows.dataset, tokenizer, min(limits, default=sys.maxsize))
     train, held_out = split_by_prompt(pairs, data_args.held_out_fraction, args.seed)
 
-    model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
     trainer = resumable(RewardTrainer)(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
     show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
     settings = run.recipe | launch_settings(trainer)
@@ -124,7 +134,7 @@ def main() -> None:
     check = settings_check(settings, resume_args.resume_with_changes)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
     train_interruptibly(trainer, resume)
-    save(trainer, start, model_args, tokenizer)
+    save(trainer, tokenizer, data_args.merge_adapter)
     steps, history = trainer.state.global_step, trainer.state.log_history
     del trainer, model
 
@@ -188,21 +198,31 @@ def load_pairs(sources: list[str], data_args: RewardArguments, seed: int) -> Row
     return Rows(concatenate_datasets([part.dataset for part in parts]), dict(dropped))
 
 
-def start_model(path: str, model_args: ModelConfig) -> PreTrainedModel:
-    """A reward model goes on being trained; of a language model a new one is made.
+def start_model(
+    path: str, model_args: ModelConfig, named: Collection[str]
+) -> tuple[PreTrainedModel | PeftModel, PeftConfig | None]:
+    """A reward model goes on being trained; of a language model a new one is made. And the new adapter, if any.
+
+    With use_peft the reward model of an SFT adapter starts as that adapter, on the same base.
 
     Raises:
-        UsageError: it can be neither (a classifier with two labels, say), or is not there.
+        UsageError: it can be neither (a classifier with two labels, say), is not there, or a named setting of LoRA differs
+            from the adapter's.
     """
     kwargs = model_kwargs(model_args)
     try:
-        return (
+        if model_args.use_peft and base_of(path) is not None:
+            model = new_adapted_reward_model(path, **kwargs)
+            check_adapter_settings(path, model.peft_config["default"], model_args, named)
+            return model, None
+        model = (
             load_reward_model(path, **kwargs)
             if is_classifier(path, **kwargs)
             else new_reward_model(path, **kwargs)
         )
     except OSError as error:
         raise UsageError(str(error)) from error
+    return model, get_peft_config(model_args)
 
 
 def split_by_prompt(pairs: Dataset, held_out_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -225,20 +245,23 @@ def split_by_prompt(pairs: Dataset, held_out_fraction: float, seed: int) -> tupl
     )
 
 
-def save(
-    trainer: RewardTrainer, start: str, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Write the model into `output_dir`; of LoRA the adapter too, and the model with it merged in full precision."""
+def save(trainer: RewardTrainer, tokenizer: PreTrainedTokenizerBase, merge: bool) -> None:
+    """Write the model into `output_dir`; of LoRA the adapter with its head, or the model with both merged in."""
     output_dir, state = Path(trainer.args.output_dir), PartialState()
-    trainer.save_model(str(output_dir / "adapter" if model_args.use_peft else output_dir))
+    adapted = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
+    trainer.save_model(str(output_dir))
     trainer.save_state()
     load_whole()
-    if model_args.use_peft and state.is_main_process:
-        full = ModelConfig(model_revision=model_args.model_revision, dtype=model_args.dtype)
-        model = merge_adapter(start_model(start, full), output_dir / "adapter")
-        model.config.pad_token_id = tokenizer.pad_token_id
-        model.save_pretrained(output_dir)
+    if adapted and state.is_main_process:
         tokenizer.save_pretrained(output_dir)
+        model = load_reward_model(output_dir)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if merge:
+            for file in output_dir.glob("adapter_*"):
+                file.unlink()
+            model.save_pretrained(output_dir)
+        else:
+            model.config.save_pretrained(output_dir)
     state.wait_for_everyone()
 
 

@@ -98,6 +98,31 @@ def new_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     return merge_adapter(model, path) if adapter.is_file() else model
 
 
+def new_adapted_reward_model(folder: str | Path, **kwargs: Any) -> Any:
+    """Make an untrained reward model of a language model's adapter: its base, the adapter, and a new head.
+
+    Args:
+        folder: with the adapter.
+        kwargs: for `from_pretrained` of the base.
+
+    Returns:
+        A `PeftModel`, of which adapter and head are trained.
+    """
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    model_config = AutoConfig.from_pretrained(base, **_hub_arguments(kwargs))
+    model_config.num_labels = 1
+    model = _from_pretrained(base, model_config, kwargs, new_head=True)
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    config.modules_to_save = [*(config.modules_to_save or []), "score"]
+    adapted = get_peft_model(model, config)
+    head = {"base_model.model.score.weight": model.score.weight}
+    set_peft_model_state_dict(adapted, load_peft_weights(str(folder)) | head)
+    return adapted
+
+
 def is_classifier(path: str | Path, **kwargs: Any) -> bool:
     """Whether a folder or hub name holds a sequence-classification model, rather than a language model."""
     if (Path(path) / "adapter_config.json").is_file():

@@ -151,24 +151,19 @@ def test_a_new_adapter_is_saved_alone_and_loads_on_the_sft_model(run_dir: Path, 
         torch.testing.assert_close(logits(trained), sft, rtol=0, atol=0)
 
 
-def test_a_new_adapter_on_an_sft_adapter_has_the_merged_sft_model_as_its_base(
+def test_an_sft_adapter_goes_on_being_trained_on_its_base_and_stays_the_reference(
     run_dir: Path, tmp_path: Path
 ) -> None:
-    options = [
-        "--model_name_or_path",
-        str(run_dir / "sft_adapter"),
-        "--use_peft",
-        "--lora_r",
-        "4",
-        "--learning_rate",
-        "0.05",
-    ]
-    run(run_dir, tmp_path, *options)
+    options = ["--model_name_or_path", str(run_dir / "sft_adapter"), "--use_peft", "--learning_rate", "0.05"]
+    run(run_dir, tmp_path, *options, "--lora_r", "4")
     trained = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
-    sft = logits(AutoPeftModelForCausalLM.from_pretrained(run_dir / "sft_adapter"))
-    assert (logits(trained) - sft).abs().max() > 1e-2
-    with trained.disable_adapter():
-        torch.testing.assert_close(logits(trained), sft, rtol=0, atol=1e-5)
+    assert trained.peft_config["default"].base_model_name_or_path == str(run_dir / "sft")
+    sft = AutoPeftModelForCausalLM.from_pretrained(run_dir / "sft_adapter")
+    assert (logits(trained) - logits(sft)).abs().max() > 1e-2
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert logged[0]["kl/ref"] == 0
+    with pytest.raises(UsageError, match=r"lora_r: 8 is asked for, but the adapter in .*sft_adapter.* has 4"):
+        run(run_dir, tmp_path / "refused", *options, "--lora_r", "8")
 
 
 def test_without_lora_an_sft_adapter_is_merged_and_the_whole_model_trained(

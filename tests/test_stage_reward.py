@@ -11,8 +11,14 @@ from statistics import fmean
 import pytest
 import torch
 from datasets import Dataset
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from tieback.cli.errors import UsageError
 from tieback.data.helpdesk import make_split
@@ -210,30 +216,59 @@ def test_demonstrations_are_the_chosen_responses_where_none_are_named(run_dir):
     assert fmean(scorer.score(train["prompt"], train["chosen"])) == pytest.approx(0, abs=1e-5)
 
 
-def test_lora_is_merged_into_a_model_that_loads_anywhere(run_dir):
-    lora = (
-        "--use_peft",
-        "--lora_r",
-        "4",
-        "--lora_target_modules",
-        "q_proj",
-        "v_proj",
-        "--learning_rate",
-        "0.05",
-    )
-    run(run_dir, *lora)
+LORA = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "0.05")
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_lora_leaves_an_adapter_with_a_head_or_a_model_with_both_merged_in(run_dir, merge):
+    run(run_dir, *LORA, *(["--merge_adapter"] if merge else []))
     folder = run_dir / "reward"
+    demonstrations = make_split("demonstrations", 16, 0)
+    loaded = load_reward_model(folder)
+    scores = RewardScorer(loaded, load_tokenizer(folder)).score(
+        demonstrations["prompt"], demonstrations["completion"]
+    )
+    assert fmean(scores) == pytest.approx(0, abs=1e-5)
+    if not merge:
+        assert not (folder / "model.safetensors").exists()
+        adapter = load_file(folder / "adapter_model.safetensors")
+        assert loaded.score.weight.equal(adapter["base_model.model.score.weight"])
+        ids = torch.tensor([[5, 6, 7, 8]])
+        stock = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+        own = load_reward_model(folder).eval()(ids).logits - own_bias(folder)
+        torch.testing.assert_close(stock(ids).logits, own, rtol=0, atol=1e-5)
+        return
     merged = load_file(folder / "model.safetensors")
     start = load_file(run_dir / "sft" / "model.safetensors")
     assert not any("lora" in name for name in merged)
+    assert not list(folder.glob("adapter*"))
     moved = {name for name in merged if name in start and not torch.equal(merged[name], start[name])}
     assert moved == {"model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.v_proj.weight"}
-    head = load_file(folder / "adapter" / "adapter_model.safetensors")["base_model.model.score.weight"]
-    assert torch.equal(head, merged["score.weight"])
-    demonstrations = make_split("demonstrations", 16, 0)
-    scorer = RewardScorer(load_reward_model(folder), load_tokenizer(folder))
-    scores = scorer.score(demonstrations["prompt"], demonstrations["completion"])
-    assert fmean(scores) == pytest.approx(0, abs=1e-5)
+
+
+def own_bias(folder):
+    return json.loads((folder / "config.json").read_text())["reward_bias"]
+
+
+def test_the_adapter_of_sft_is_where_that_of_the_reward_model_starts(run_dir):
+    sft = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(run_dir / "sft"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    folder = run_dir / "sft_adapter"
+    sft.save_pretrained(folder)
+    load_tokenizer(run_dir / "sft").save_pretrained(folder)
+    start = ("--model_name_or_path", str(folder), *LORA[:-2])
+    run(run_dir, *start, "--learning_rate", "1e-9", output="adapted")
+    before = load_file(folder / "adapter_model.safetensors")
+    after = load_file(run_dir / "adapted" / "adapter_model.safetensors")
+    assert after.keys() - before.keys() == {"base_model.model.score.weight"}
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+    settings = json.loads((run_dir / "adapted" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(run_dir / "sft")
+    with pytest.raises(UsageError, match=r"lora_r: 8 is asked for, but the adapter in .*sft_adapter.* has 4"):
+        run(run_dir, *start[:3], "--lora_r", "8", output="refused")
 
 
 def test_a_reward_model_goes_on_being_trained(run_dir):

@@ -54,7 +54,7 @@ class SharedTrunk(ActorCritic):
 
 @pytest.fixture
 def shared_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "ActorCritic", SharedTrunk)
+    monkeypatch.setitem(models.CRITICS, "separate", SharedTrunk)
 
 
 def trainer(folder: Path, **settings: Any) -> PPOTrainer:
@@ -113,7 +113,7 @@ def test_a_trained_parameter_that_no_role_has_is_refused_by_name(
             del parameters["critic"]["critic.score.weight"]
             return parameters
 
-    monkeypatch.setattr(models, "ActorCritic", Forgetful)
+    monkeypatch.setitem(models.CRITICS, "separate", Forgetful)
     with pytest.raises(ValueError, match=r"trained_parameters leaves out \['critic.score.weight'\]"):
         trainer(tmp_path).train()
 

@@ -123,11 +123,6 @@ def test_a_second_adapter_on_top_of_the_first_is_refused(tmp_path: Path) -> None
         lora_trainer(tmp_path, sft_adapter(), peft_config=ATTENTION)
 
 
-def test_an_adapter_needs_a_critic_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Name a value_model"):
-        toy.ppo_trainer(tmp_path, model=sft_adapter())
-
-
 def test_an_adapter_with_another_name_is_refused_with_a_way_out(tmp_path: Path) -> None:
     model = get_peft_model(toy.brief_policy(toy.tokenizer()), ATTENTION, adapter_name="sft")
     with pytest.raises(ValueError, match=r"one adapter, named `default`.*\['sft'\]"):
@@ -171,7 +166,13 @@ def test_gradient_checkpointing_changes_no_adapter(tmp_path: Path) -> None:
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     ):
         trainer = toy.ppo_trainer(
-            tmp_path, peft_config=ATTENTION, optim="sgd", learning_rate=0.05, max_steps=1, **settings
+            tmp_path,
+            peft_config=ATTENTION,
+            critic="separate",
+            optim="sgd",
+            learning_rate=0.05,
+            max_steps=1,
+            **settings,
         )
         before = toy.weights(trainer.model)
         trainer.train()

@@ -256,11 +256,17 @@ def test_a_reward_model_with_an_adapter_that_scoring_would_lose_or_with_two_labe
         toy.ppo_trainer(tmp_path, two, reward_processing_classes=tok, tok=tok)
 
 
-def test_a_critic_with_an_adapter_is_refused_with_the_way_to_merge_it(tmp_path: Path) -> None:
+def test_a_critic_with_an_adapter_is_trained_as_the_whole_model_that_it_comes_to(tmp_path: Path) -> None:
     tok = toy.tokenizer()
-    with pytest.raises(UsageError, match=r"value_model has an adapter.*value_model\.merge_and_unload\(\)"):
-        toy.ppo_trainer(tmp_path, tok=tok, value_model=with_adapter(tok))
-    toy.ppo_trainer(tmp_path, tok=tok, value_model=with_adapter(tok).merge_and_unload()).train()
+    results = []
+    for merge in (False, True):
+        critic = with_adapter(tok)
+        trainer = toy.ppo_trainer(
+            tmp_path, tok=tok, value_model=critic.merge_and_unload() if merge else critic
+        )
+        trainer.train()
+        results.append(toy.weights(trainer.model))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 # The policy's tokenizer.

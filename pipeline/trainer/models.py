@@ -24,7 +24,11 @@ from tieback.reward_model.adapter import ScalarAdapter, ScalarHead, new_head
 from tieback.reward_model.head import as_reward_model, init_head, load_reward_model, reward_head
 from tieback.reward_model.scoring import RewardScorer
 
-CRITICS = {"separate": ActorCritic, "adapter": AdapterCritic, "shared": SharedCritic}
+CRITICS: dict[str, type[ActorCritic]] = {
+    "separate": ActorCritic,
+    "adapter": AdapterCritic,
+    "shared": SharedCritic,
+}
 
 CriticSource: TypeAlias = PreTrainedModel | PeftModel | ScalarAdapter | str | None
 
@@ -200,6 +204,8 @@ def split_reference(
                 "Save the one that is meant and load it with PeftModel.from_pretrained, which names it so."
             )
         weights = get_peft_model_state_dict(policy, adapter_name="default", save_embedding_layers=False)
+        for parameter in adapter_parameters(policy, "default").values():
+            parameter.requires_grad_(True)  # which it was not, if it was loaded for inference
         add_adapter(policy, "reference", policy.peft_config["default"], weights)
         return policy, None, "reference"
     if peft_config is not None:
@@ -251,6 +257,7 @@ def make_critic(
         )
     if isinstance(value_model, PeftModel):
         value_model = value_model.merge_and_unload()
+    critic: Any
     if isinstance(value_model, str):
         with loading("value_model", value_model):
             critic = load_reward_model(value_model, dtype=torch.float32)
