@@ -185,8 +185,8 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not isinstance(model, _ScalarHead):
         model.__class__ = _reward_class(type(model))
-    head = getattr(model, "score", None)
-    for part in () if head is None else head.modules():  # PEFT puts trained copies into a head
+    heads = [head for name in _HEADS if isinstance(head := getattr(model, name, None), nn.Module)]
+    for part in (part for head in heads for part in head.modules()):  # PEFT puts trained copies into a head
         if type(part) is nn.Linear:
             part.__class__ = Fp32Linear
     return model
@@ -205,6 +205,10 @@ def reward_bias(model: PreTrainedModel) -> float:
 def set_reward_bias(model: PreTrainedModel, value: float) -> None:
     """Set `config.reward_bias`; saved with the config, so it survives for any architecture."""
     model.config.reward_bias = float(value)
+
+
+# What sequence-classification classes call what stands on their backbone.
+_HEADS = ("score", "classifier", "classification_head", "logits_proj")
 
 
 class _ScalarHead:

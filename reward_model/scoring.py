@@ -1,7 +1,8 @@
 """Scores for texts from a reward model, with the reward model's own tokenizer and chat template."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class RewardScorer:
 
     Args:
         model: a sequence-classification model with one label, with an adapter perhaps; mended (see `reward_model.head`),
-            and put into eval mode. Or the adapter alone, whose base is somewhere else: `PPOTrainer` puts it there.
+            put into eval mode, and frozen. Or the adapter alone, whose base is somewhere else: `PPOTrainer` puts it there.
         tokenizer: the reward model's own.
         batch_size: texts in a forward pass.
         max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
@@ -46,10 +47,12 @@ class RewardScorer:
         self.name = name
         self.model: Any = model
         if not isinstance(model, ScalarAdapter):
-            self.model = as_reward_model(_classifier(model)).eval()
+            self.model = as_reward_model(_classifier(model)).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
+        # Under which the model computes; its head stays in fp32.
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext
         self._warned = False
 
     def score(self, prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages]) -> list[float]:
@@ -92,7 +95,8 @@ class RewardScorer:
         for row, ids in enumerate(sequences):
             input_ids[row, : len(ids)] = torch.tensor(ids)
         input_ids, attention_mask = input_ids.to(self.model.device), attention_mask.to(self.model.device)
-        return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
+        with self.autocast():
+            return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
 
     def _shorten(self, ids: list[int]) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:

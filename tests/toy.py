@@ -182,6 +182,7 @@ def fixed_sample(
     prompt_ids: list[list[int]],
     seed: int | None = None,
     with_logprobs: bool = False,
+    max_length: int | None = None,
 ) -> list[Completion]:
     """In the place of `TransformersSampler.sample`: each prompt has one completion of one to six tokens, every other one cut.
 

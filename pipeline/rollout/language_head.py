@@ -36,7 +36,7 @@ def token_logprobs(
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
 
     def fused(states: Tensor) -> tuple[Tensor, Tensor]:
-        width = max(CHUNK // min(len(states), _TOKENS), 1)
+        width = min(max(CHUNK // min(len(states), _TOKENS), 1), len(head.weight))
         logprobs, entropy, *_ = ChunkedLogProbFunction.apply(
             states, head.weight, head.bias, targets, temperature, width, softcap, scale, ("entropy",)
         )

@@ -40,14 +40,19 @@ class Sampler(Protocol):
         """Take over the weights of `model`, which has a `generate`; called before each rollout."""
 
     def sample(
-        self, prompt_ids: list[list[int]], seed: int | None = None, with_logprobs: bool = False
+        self,
+        prompt_ids: list[list[int]],
+        seed: int | None = None,
+        with_logprobs: bool = False,
+        max_length: int | None = None,
     ) -> list[Completion]:
         """Sample one completion for each prompt, in the order given.
 
         Args:
             prompt_ids: token ids of B prompts.
             seed: of these samples; None goes on with the random numbers of the process.
-            with_logprobs: fill in `Completion.logprobs`.
+            with_logprobs: fill in `Completion.logprobs`; the logits of all tokens are held meanwhile.
+            max_length: most tokens in a completion, where fewer than in a rollout.
         """
 
     def unlike_scoring(self) -> list[str]:
@@ -124,7 +129,11 @@ class TransformersSampler:
         self._model = model
 
     def sample(
-        self, prompt_ids: list[list[int]], seed: int | None = None, with_logprobs: bool = False
+        self,
+        prompt_ids: list[list[int]],
+        seed: int | None = None,
+        with_logprobs: bool = False,
+        max_length: int | None = None,
     ) -> list[Completion]:
         """Sample one completion for each prompt (see `Sampler.sample`)."""
         if seed is not None:
@@ -132,6 +141,8 @@ class TransformersSampler:
         config = copy.deepcopy(self.config)
         # Not otherwise: it would keep each batch's key-value cache until the next one is done.
         config.return_dict_in_generate = config.output_scores = with_logprobs
+        if max_length is not None:
+            config.max_new_tokens = min(config.max_new_tokens, max_length)
         size = self.batch_size or len(prompt_ids)
         # The whole model is here: processes need not wait for one another's longest completion.
         arguments = {"generation_config": config, "synced_gpus": False}

@@ -83,7 +83,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Sequences in one forward or backward pass; changes memory and speed, not results. All of a minibatch where not set."
+            "help": "Sequences in one forward or backward pass; changes memory and speed, not results. As many as make up 8,192 tokens, padding included, where not set."
         },
     )
     generation_batch_size: int | None = field(
@@ -133,6 +133,12 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
         default=True,
         metadata={
             "help": "Turn dropout off in all models, without which the ratio is not 1 before the first step."
+        },
+    )
+    check_sampling: bool = field(
+        default=True,
+        metadata={
+            "help": "Before the first iteration, sample up to 32 tokens for four prompts and compare the probabilities that they were drawn from with those of scoring."
         },
     )
     replicate_frozen_models: bool = field(

@@ -10,8 +10,14 @@ from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequ
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.models import active_dropouts
 
-# Largest |log ratio| that rounding explains, in fp32 and in bf16.
-FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.5
+# |log ratio| that rounding explains, in fp32 and in bf16: the largest one, and that which QUANTILE of all tokens stay below.
+# In bf16 SmolLM2-135M comes to 0.17 and 0.05; with a temperature of 0.9 in one of two, or a token of padding that is
+# attended to, to more than 1 and 0.34.
+FP32_TOLERANCE, BF16_TOLERANCE = 1e-3, 1.0
+QUANTILE = 0.75
+FP32_QUANTILE, BF16_QUANTILE = 1e-4, 0.15
+# Tokens that are compared, of a completion.
+_LENGTH = 32
 
 
 class SelfCheckError(UsageError):
@@ -38,16 +44,19 @@ def check_sampling(
     """
     device = accelerator.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        completions = sampler.sample(prompt_ids, with_logprobs=True)
+        completions = sampler.sample(prompt_ids, with_logprobs=True, max_length=_LENGTH)
     # Any id pads: masks come from lengths.
     inputs = pack_sequences(prompt_ids, [completion.ids for completion in completions], 0, device)
     scored, _ = completion_logprobs(model.policy, inputs, model.temperature)
     drawn = torch.tensor([value for completion in completions for value in completion.logprobs or []])
-    difference = float((drawn.to(device) - scored[inputs["mask"]]).abs().max())
-    if not difference <= _tolerance(model, accelerator.mixed_precision):
+    differences = (drawn.to(device) - scored[inputs["mask"]]).abs()
+    largest, most = float(differences.max()), float(differences.quantile(QUANTILE))
+    exact = _is_exact(model, accelerator.mixed_precision)
+    tolerances = (FP32_TOLERANCE, FP32_QUANTILE) if exact else (BF16_TOLERANCE, BF16_QUANTILE)
+    if not (largest <= tolerances[0] and most <= tolerances[1]):
         raise SelfCheckError(
-            f"generate() and scoring disagree by {difference:.3g} nats about the probability of a sampled token. "
-            f"{_suspects(model, sampler)}"
+            f"generate() and scoring disagree by up to {largest:.3g} nats about the probability of a sampled token, and by "
+            f"more than {most:.3g} for every fourth. {_suspects(model, sampler)}"
         )
 
 
@@ -57,17 +66,16 @@ def check_ratio(max_abs_log_ratio: float, model: nn.Module, mixed_precision: str
     Raises:
         SelfCheckError: its ratio is not 1.
     """
-    if not max_abs_log_ratio <= _tolerance(model, mixed_precision):
+    if not max_abs_log_ratio <= (FP32_TOLERANCE if _is_exact(model, mixed_precision) else BF16_TOLERANCE):
         raise SelfCheckError(
             f"Before the first step the probability ratio must be 1, but the largest |log ratio| is "
             f"{max_abs_log_ratio:.3g}. {_suspects(model)}"
         )
 
 
-def _tolerance(model: nn.Module, mixed_precision: str) -> float:
-    """That of bf16 under autocast, and where weights themselves are kept in less than fp32 (a quantised base, say)."""
-    exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    return FP32_TOLERANCE if exact and mixed_precision == "no" else BF16_TOLERANCE
+def _is_exact(model: nn.Module, mixed_precision: str) -> bool:
+    """Whether it computes in fp32: neither under autocast in bf16, nor with weights in less (a quantised base, say)."""
+    return mixed_precision == "no" and all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def _suspects(model: nn.Module, sampler: Sampler | None = None) -> str:

@@ -50,6 +50,7 @@ from tieback.pipeline.trainer.input_checks import (
 )
 from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
+from tieback.pipeline.trainer.precision import check_trained, keep_frozen_in_bf16
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
@@ -71,6 +72,9 @@ from tieback.ppo_core import (
     update,
 )
 from tieback.reward_model.scoring import RewardScorer
+
+# Tokens, padding included, in a pass of the models where micro_batch_size is not set.
+TOKENS_AT_A_TIME = 8192
 
 
 class PPOTrainer(EvaluatedTrainer):
@@ -175,16 +179,21 @@ class PPOTrainer(EvaluatedTrainer):
         # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
         set_seed((args.seed + self.accelerator.process_index) % 2**32)
         check_backend(self.accelerator)
+        check_trained(trained, self.accelerator)
         if self.is_world_process_zero() and not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(PPOProgressCallback())
         self.remove_callback(PrinterCallback)
 
+        for module in (trained, reference, *(scorer.model for scorer in reward_models)):
+            if isinstance(module, nn.Module):
+                keep_frozen_in_bf16(module, self.accelerator)
         replicate = args.replicate_frozen_models
         self.reference = (
             None if reference is None else place_reference(reference, self.accelerator, replicate)
         )
         for scorer in reward_models:
+            scorer.autocast = self.accelerator.autocast
             if isinstance(scorer.model, RewardRole):
                 continue  # it has come with the policy
             scorer.model = place_reward_model(scorer.model, self.accelerator, replicate)
@@ -230,7 +239,7 @@ class PPOTrainer(EvaluatedTrainer):
     def training_step(self, model: nn.Module, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
         """One PPO iteration on a list of prompt rows. Returns the policy loss, for Trainer's own average."""
         model.train()
-        if not self._checked:
+        if not self._checked and self.args.check_sampling:
             self._check_sampling(inputs)
         scored = self.score(self.generate(inputs))
         batch = self.to_batch(scored)
@@ -240,7 +249,7 @@ class PPOTrainer(EvaluatedTrainer):
             batch,
             self.args,
             self.accelerator,
-            self.args.micro_batch_size or len(batch),
+            self._rows_at_a_time(batch.inputs),
             generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
             value_only=self.state.global_step < self.args.critic_warmup_iterations,
         )
@@ -326,7 +335,7 @@ class PPOTrainer(EvaluatedTrainer):
     def _score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [B, T], values [B, T + 1] and the reference's log-probabilities [B, T]."""
         rows = len(inputs["input_ids"])
-        size = self.args.micro_batch_size or rows
+        size = self._rows_at_a_time(inputs)
         parts = []
         for start in range(0, rows, size):
             chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
@@ -341,6 +350,13 @@ class PPOTrainer(EvaluatedTrainer):
             parts.append((logprobs, values, ref_logprobs))
         logprobs, values, ref_logprobs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return logprobs, values, ref_logprobs
+
+    def _rows_at_a_time(self, inputs: dict[str, Tensor]) -> int:
+        """`micro_batch_size`, or as many rows as have TOKENS_AT_A_TIME at most, the same on all processes."""
+        if self.args.micro_batch_size is not None:
+            return self.args.micro_batch_size
+        width = torch.tensor([inputs["input_ids"].shape[1]], device=self.accelerator.device)
+        return max(TOKENS_AT_A_TIME // int(self.accelerator.gather(width).max()), 1)
 
     @contextmanager
     def _generation_model(self) -> Iterator[ActorCritic]:

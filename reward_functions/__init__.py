@@ -1,0 +1,1 @@
+"""Reward functions that recipes name: `tieback.reward_functions.<module>:<function>`."""
