@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
 
 from tieback.cli.arguments import RecipeParser, check_settings, instances, nearest
 from tieback.cli.devices import choose_device
 from tieback.cli.errors import UsageError
-from tieback.pipeline.pypi_models import folder_of
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
@@ -135,9 +133,6 @@ def parse_stage(
         # Transformers fills in "trainer_output" where nobody named a folder.
         if getattr(item, "output_dir", None) in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))
-        if getattr(item, "model_name_or_path", None):
-            with PartialState().local_main_process_first():
-                item.model_name_or_path = folder_of(item.model_name_or_path)
     check_settings(*parsed)
     named = [*recipe, *_flags(argv)]
     run.recipe = {

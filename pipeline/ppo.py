@@ -33,6 +33,7 @@ from tieback.pipeline.model_loading import (
     load_tokenizer,
 )
 from tieback.pipeline.prompts import load_prompts
+from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resume import checkpoint_to_resume
 from tieback.pipeline.rollout.token_scores import base_model
 from tieback.pipeline.scorers import Scorer, load_scorer
@@ -94,6 +95,7 @@ def main() -> None:
     if model_args.model_name_or_path is None:
         run.require("sft", "config.json" if not model_args.use_peft else "")
         model_args.model_name_or_path = str(run.stage_dir("sft"))
+    model_args.model_name_or_path = folder_of(model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     policy, peft_config = load_start(model_args, tokenizer, run.recipe)
     base = base_of_adapter(policy, peft_config)

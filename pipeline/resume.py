@@ -64,6 +64,7 @@ FREE = frozenset(
         *(
             "micro_batch_size",
             "replicate_frozen_models",
+            "check_sampling",
             "gradient_checkpointing",
             "gradient_checkpointing_kwargs",
         ),

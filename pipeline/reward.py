@@ -42,6 +42,7 @@ from tieback.pipeline.model_loading import (
     model_kwargs,
 )
 from tieback.pipeline.progress import show_figures
+from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
@@ -105,7 +106,7 @@ def main() -> None:
     )
     started = time.perf_counter()
     sources = [data_args.dataset_name] if data_args.dataset_name else collected_pairs(run)
-    start = model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent)
+    start = folder_of(model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent))
     tokenizer = load_tokenizer(start, model_args.model_revision)
     rows = load_pairs(sources, data_args, args.seed)
     check_chat_template(tokenizer, rows.dataset[0], args.chat_template_path)

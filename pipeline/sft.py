@@ -35,6 +35,7 @@ from tieback.pipeline.model_loading import (
 )
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.prompts import fit_prompts
+from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.stage import finish_stage, quiet_libraries
@@ -87,6 +88,8 @@ def main() -> None:
         "sft", (RunArguments, SFTArguments, ResumeSettings, SFTConfig, ModelConfig)
     )
     started = time.perf_counter()
+    if model_args.model_name_or_path is not None:
+        model_args.model_name_or_path = folder_of(model_args.model_name_or_path)
     rows = load_demonstrations(data_args, args.seed)
     dataset = rows.dataset
     tokenizer = prepare_tokenizer(data_args, model_args, dataset, args.output_dir)

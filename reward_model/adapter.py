@@ -9,14 +9,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from peft import PeftConfig, load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from tieback.cli.errors import UsageError
-from tieback.reward_model.head import Fp32Linear, head_std
+from tieback.reward_model.head import Fp32Linear
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HEAD = "base_model.model.score.weight"
@@ -136,10 +135,3 @@ def write_scalar_adapter(
     whole = copy.deepcopy(base_config)
     whole.num_labels, whole.reward_bias = 1, bias
     whole.save_pretrained(folder)
-
-
-def new_head(hidden_size: int, seed: int) -> Tensor:
-    """Weight [1, d] of a new head, drawn as `init_head` draws it."""
-    return torch.randn((1, hidden_size), generator=torch.Generator().manual_seed(seed)) * head_std(
-        hidden_size
-    )

@@ -67,6 +67,7 @@ def adapted_critic(folder: Path) -> nn.Module:
 
 def test_one_update_on_one_base_is_that_of_models_of_their_own(folder: Path, tmp_path: Path) -> None:
     run = trainer(folder, tmp_path)
+    torch.nn.init.normal_(run.model.critic.score.weight)
     batch = run.to_batch(run.score(run.generate([run.train_dataset[i] for i in range(8)])))
     one_base = run.model
     separate = ActorCritic(sft_policy(folder), adapted_critic(folder), 1.0, False)

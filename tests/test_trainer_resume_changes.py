@@ -23,6 +23,7 @@ BEFORE: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps"
 MATTERS: dict[str, Any] = {
     "learning_rate": 2e-2,
     "critic_learning_rate": 5e-3,
+    "critic": "shared",
     "critic_warmup_iterations": 3,
     "lr_scheduler_type": "cosine",
     "lr_scheduler_kwargs": {"last_epoch": -1},

@@ -20,7 +20,7 @@ from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critics import CRITIC, AdapterCritic, RewardRole, SharedCritic
 from tieback.pipeline.trainer.sharded_tensors import copy_model, copy_weights, gathered
-from tieback.reward_model.adapter import ScalarAdapter, ScalarHead, new_head
+from tieback.reward_model.adapter import ScalarAdapter, ScalarHead
 from tieback.reward_model.head import as_reward_model, init_head, load_reward_model, reward_head
 from tieback.reward_model.scoring import RewardScorer
 
@@ -54,7 +54,7 @@ def make_actor_critic(
     policy, reference, reference_adapter = split_reference(model, peft_config)
     reward_heads = add_reward_adapters(policy, scorers)
     if kind != "separate":
-        critic = make_inner_critic(kind, value_model, policy, had_adapter, args.seed)
+        critic = make_inner_critic(kind, value_model, policy, had_adapter)
     actor_critic = CRITICS[kind](
         policy, critic, args.temperature, args.ent_coef > 0, reference_adapter, reward_heads
     )
@@ -91,12 +91,13 @@ def kind_of_critic(
 
 
 def make_inner_critic(
-    kind: str, value_model: CriticSource, policy: PreTrainedModel | PeftModel, had_adapter: bool, seed: int
+    kind: str, value_model: CriticSource, policy: PreTrainedModel | PeftModel, had_adapter: bool
 ) -> ScalarHead:
     """The head of a critic on the policy's base; of `adapter`, the adapter is put into the policy.
 
     The adapter starts as `value_model`, where that is given, and otherwise as the policy's: without any effect where it
-    is new.
+    is new. A new head is 0, so that the first values are: states of a pretrained model are so large that a random head
+    would begin far from any return.
 
     Raises:
         UsageError: `value_model` is a whole model, or its adapter does not fit into the policy's base.
@@ -113,7 +114,7 @@ def make_inner_critic(
                 "critic: shared is a head on the policy's own states, and cannot start from a reward model. Start it from "
                 "the policy (value_model=None; critic_init policy), or set critic: adapter."
             )
-        return ScalarHead(new_head(policy.config.get_text_config().hidden_size, seed))
+        return ScalarHead(torch.zeros(1, policy.config.get_text_config().hidden_size))
     own = policy.peft_config["default"]
     config, weights = (own, None) if start is None else (start.config, start.weights)
     if start is None and had_adapter:
@@ -128,7 +129,7 @@ def make_inner_critic(
         parameter.requires_grad_(True)
     if start is not None:
         return ScalarHead(start.head, start.bias)
-    return ScalarHead(new_head(policy.config.get_text_config().hidden_size, seed))
+    return ScalarHead(torch.zeros(1, policy.config.get_text_config().hidden_size))
 
 
 def add_reward_adapters(policy: Any, scorers: list[RewardScorer]) -> dict[str, ScalarHead]:
