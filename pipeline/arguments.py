@@ -1,5 +1,6 @@
 """Settings of a stage: a YAML recipe, of which any key can be overridden on the command line."""
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 
 from tieback.cli.arguments import RecipeParser, check_settings, instances, nearest
 from tieback.cli.devices import choose_device
 from tieback.cli.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
+# Of no consequence for what a stage makes, or a secret.
+_NOT_WRITTEN_DOWN = ("overwrite", "hub_token")
 
 
 @dataclass
@@ -28,6 +32,13 @@ class RunArguments:
         default=1,
         metadata={
             "help": "Round of collecting, ranking, refitting and tuning, from 1 (see docs/human_feedback.md); the stages of a later round write into <run_dir>/round<n>, except sft, which comes before all rounds."
+        },
+    )
+
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the stage anew where it has come to its end already, in the place of what it left. Otherwise a stage that is finished with the same settings and inputs is left as it is, and one of other settings is refused."
         },
     )
 
@@ -83,9 +94,12 @@ class StageParser(RecipeParser):
 def parse_stage(
     stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None
 ) -> tuple[Any, ...]:
-    """Read `--config` (a YAML file, or the name of a built-in recipe; helpdesk by default) and the command line.
+    """Read `--config` and the command line.
 
-    Chooses the device, and makes the process group, as soon as the settings are read. `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another.
+    `--config` is a YAML file, or the name of a built-in recipe: where it is not given, `lora` for a model that the command
+    line names, else `helpdesk`. Chooses the device, and makes the process group, as soon as the settings are read.
+    `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another, and `run_dir` a folder of the
+    model's own where the recipe names a model, or the command line another one (see `_folder_of_own`).
 
     Args:
         stage: name of the stage, which is also the name of its recipe file.
@@ -102,16 +116,9 @@ def parse_stage(
     argv = [
         part for item in argv for part in (item.split("=", 1) if item.startswith("--config=") else [item])
     ]
-    own_model = _value_of("model_name_or_path", argv)
-    if own_model is not None and not _says_how_and_where(argv):
-        raise UsageError(
-            f"--model_name_or_path {own_model} without --config and --run_dir would be trained by the recipe of the help "
-            "desk's small model, into its folder. Name both: "
-            f"accelerate launch pipeline/{stage}.py --config hh --run_dir runs/mine --model_name_or_path {own_model} "
-            "(or a recipe of your own for --config)."
-        )
     if "--config" not in argv:
-        argv = ["--config", "helpdesk", *argv]
+        own_model = _value_of("model_name_or_path", argv)
+        argv = ["--config", "helpdesk" if own_model is None else "lora", *argv]
     if argv[-1] == "--config":
         raise UsageError("--config: name a recipe or its file.")
     at = argv.index("--config") + 1
@@ -129,14 +136,27 @@ def parse_stage(
 
     parsed = instances(parser.parse_args_and_config, argv, f"{config_path} and the command line: ")
     run = next(item for item in parsed if isinstance(item, RunArguments))
+    own_folder = _folder_of_own(argv, config_path, recipe)
+    if own_folder is not None:
+        run.run_dir = own_folder
+        PartialState().print(f"This run is kept in {own_folder} (--run_dir names another folder).")
     for item in parsed:
+        if own_folder is not None and hasattr(item, "output_dir"):
+            item.output_dir = None
+        if run.overwrite and hasattr(item, "resume_from_checkpoint"):
+            if item.resume_from_checkpoint is not None:
+                raise UsageError("overwrite starts anew: leave it out, or resume_from_checkpoint.")
+            item.resume_from_checkpoint = "false"
         # Transformers fills in "trainer_output" where nobody named a folder.
-        if getattr(item, "output_dir", None) in (None, "trainer_output"):
+        if getattr(item, "output_dir", "") in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))
     check_settings(*parsed)
     named = [*recipe, *_flags(argv)]
     run.recipe = {
-        name: getattr(item, name) for name in dict.fromkeys(named) for item in parsed if hasattr(item, name)
+        name: getattr(item, name)
+        for name in dict.fromkeys(named)
+        for item in parsed
+        if hasattr(item, name) and name not in _NOT_WRITTEN_DOWN
     }
     return parsed
 
@@ -156,17 +176,31 @@ def _value_of(name: str, argv: list[str]) -> str | None:
     return None
 
 
-def _says_how_and_where(argv: list[str]) -> bool:
-    """Whether a command line names a recipe and a folder to write to; the folder may stand in a recipe of one's own."""
-    config = _value_of("config", argv)
-    if config is None:
-        return False
-    named = any(_value_of(name, argv) is not None for name in ("run_dir", "output_dir"))
-    path = Path(config)
-    if named or not path.is_file() or RECIPES in path.resolve().parents:
-        return named
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return isinstance(recipe, dict) and bool({"run_dir", "output_dir"} & recipe.keys())
+def _folder_of_own(argv: list[str], config_path: Path, recipe: dict[str, Any]) -> str | None:
+    """Run folder for a model that the command line or a recipe names without one.
+
+    A folder that a recipe names is that of the recipe's model, if it names one, and of built-in recipes in any case:
+    another model on the command line would write into a run that is not its own.
+
+    Returns:
+        As `run_folder_of` says; None where the folder that is named, or the default, is right.
+    """
+    if any(_value_of(name, argv) is not None for name in ("run_dir", "output_dir")):
+        return None
+    in_recipe = recipe.get("model_name_or_path")
+    model = _value_of("model_name_or_path", argv) or in_recipe
+    has_folder = bool({"run_dir", "output_dir"} & recipe.keys())
+    own_template = in_recipe is None and RECIPES not in config_path.resolve().parents
+    if model is None or (has_folder and (model == in_recipe or own_template)):
+        return None
+    return run_folder_of(model)
+
+
+def run_folder_of(model: str) -> str:
+    """Run folder of a model: `runs/<owner>-<name>` for one of the hub, the last two parts of its path for a folder."""
+    path = Path(model).expanduser()
+    parts = (path.resolve() if path.exists() else path).parts
+    return str(Path("runs", "-".join(parts[-2:]).replace(os.sep, "")))
 
 
 def _flags(argv: list[str]) -> list[str]:

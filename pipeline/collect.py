@@ -31,7 +31,8 @@ from tieback.data.rankings import ranking_to_pairs
 from tieback.data.worlds import WORLDS, World, world_of
 from tieback.pipeline import response_files
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.digests import weights_digest
+from tieback.pipeline.digests import rows_digest, weights_digest
+from tieback.pipeline.finished import PLACES, is_finished
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.rollout.responses import own_share
@@ -102,10 +103,10 @@ def main() -> None:
     started = time.perf_counter()
     state, folder = PartialState(), Path(args.output_dir)
     ranked = folder / "preferences.jsonl"
-    if args.annotator == "none" and ranked.exists():
+    if args.annotator == "none" and ranked.exists() and not run.overwrite:
         raise UsageError(
-            f"{ranked} holds rankings of an earlier run, which the reward model would learn from: remove it to have "
-            "people rank, or name another --run_dir."
+            f"{ranked} holds rankings of an earlier run, which the reward model would learn from: replace them with "
+            "--overwrite to have people rank, or name another --run_dir."
         )
     args.seed += run.round - 1  # other prompts, or at least other responses, than the rounds before
     path = args.model_name_or_path or str(newest_policy(run))
@@ -126,12 +127,20 @@ def main() -> None:
     )
     annotators = annotators_of(args.annotator, prompts, args.dataset_name)
     prompts = with_prompt_ids(prompts, args.dataset_name)
+    settings = sampling_settings(args, path) | {"prompts": rows_digest(prompts)}
+    # Responses that nobody has ranked yet may be, by the annotator of this start.
+    ranks_anew = annotators is not None and not ranked.exists()
+    written = run.recipe | settings
+    if not ranks_anew and is_finished(folder, written, run.overwrite, free=PLACES):
+        return
     batches = in_groups(range(len(prompts)), args.batch_size)
     batch_ids = [[prompts[row]["prompt_id"] for row in rows] for rows in batches]
 
     done: list[Any] = [None]
     if state.is_main_process:
-        response_files.claim_folder(folder, sampling_settings(args, path))
+        if run.overwrite:
+            response_files.clear_folder(folder)
+        response_files.claim_folder(folder, settings)
         done = [response_files.compact(folder, batch_ids)]
     broadcast_object_list(done)
     own = own_share([index for index in range(len(batches)) if index not in done[0]])
@@ -155,7 +164,7 @@ def main() -> None:
             metrics |= rank_responses(rows, annotators, folder, args.seed)
         metrics |= {f"num_prompts/{reason}": count for reason, count in counts.items()}
         metrics["collect/seconds"] = time.perf_counter() - started
-        finish_stage("collect", folder, metrics, run.recipe)
+        finish_stage("collect", folder, metrics, written)
     state.wait_for_everyone()
 
 

@@ -29,6 +29,8 @@ from trl import ModelConfig
 from tieback.cli.errors import UsageError, run
 from tieback.data.worlds import WORLDS
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.digests import rows_digest, weights_digest
+from tieback.pipeline.finished import PLACES, is_finished
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, load_whole
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.report.gather import STAGES, write_facts, write_report
@@ -151,6 +153,13 @@ def main() -> None:
         for name in SYSTEMS
     }
     dataset, num_left_out = held_out_prompts(args, tokenizer, policies)
+    rollout_settings = {item.name: getattr(args, item.name) for item in fields(RolloutSettings)}
+    digests = {stage: weights_digest(path) for stage, path in folders.items()}
+    settings = run.recipe | rollout_settings | {"models": digests, "prompts": rows_digest(dataset)}
+    if is_finished(output_dir, settings, run.overwrite, free=PLACES):
+        if accelerator.is_main_process:  # with what people have judged since
+            print(f"The page to read: {write_report(output_dir)}")
+        return
     device = accelerator.device
     gold = [load_scorer(name, args.batch_size, "gold_funcs", device) for name in args.gold_funcs or []]
     reward_model = None
@@ -189,8 +198,7 @@ def main() -> None:
         write_samples(output_dir, pairs)
         frontier = best_of_n_frontier(scores, args.best_of) if choices is not None else []
         write_facts(output_dir, report_facts(run, args, folders, judge, frontier))
-        rollout_settings = {item.name: getattr(args, item.name) for item in fields(RolloutSettings)}
-        finish_stage("evaluate", output_dir, metrics, run.recipe | rollout_settings)
+        finish_stage("evaluate", output_dir, metrics, settings)
         accelerator.print(f"The page to read: {write_report(output_dir)}")
     accelerator.wait_for_everyone()
 

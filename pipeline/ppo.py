@@ -25,6 +25,7 @@ from trl import ModelConfig, get_peft_config
 
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.finished import is_finished
 from tieback.pipeline.interruption import exit_if_interrupted
 from tieback.pipeline.model_loading import (
     context_length,
@@ -127,6 +128,8 @@ def main() -> None:
         peft_config=peft_config,
     )
     settings = run.recipe | {"digests": trainer.inputs}
+    if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        return
     resume = checkpoint_to_resume(
         args.output_dir, args.resume_from_checkpoint, settings, trainer.check_resume, STATE_FILE
     )

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from tieback.cli.errors import UsageError
-from tieback.cli.results import changed_settings
+from tieback.cli.results import METRICS, changed_settings
 
 RESPONSES = "responses.jsonl"
 _SETTINGS = "responses.settings.json"
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove responses, their rankings and what says that they are complete."""
+    for name in ("responses*.jsonl", _SETTINGS, "preferences.jsonl", METRICS):
+        for path in folder.glob(name):
+            path.unlink()
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -30,8 +37,8 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         changed = changed_settings(before, settings)
         if changed:
             raise UsageError(
-                f"{folder / RESPONSES} was sampled under other settings ({'; '.join(changed.values())}). Remove {folder} to "
-                "sample anew, or give another --output_dir."
+                f"{folder / RESPONSES} was sampled under other settings ({'; '.join(changed.values())}). Sample anew "
+                "with --overwrite, or give another --run_dir."
             )
     _write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
 

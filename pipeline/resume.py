@@ -123,8 +123,8 @@ def checkpoint_to_resume(
     """Folder to go on from, and a clean output folder where the stage starts anew.
 
     Where nothing is asked, a stage that did not come to its end (its folder has checkpoints and no metrics.json) goes on
-    from its newest whole checkpoint. Where it starts anew, checkpoints of the run before are removed, so that they are
-    not taken for its own. The settings are written down once it is sure that the stage runs with them. All processes
+    from its newest whole checkpoint. Where it starts anew, checkpoints of the run before are removed, and the weights of
+    one that came to its end, so that they are not taken for its own. The settings are written down once it is sure that the stage runs with them. All processes
     must call.
 
     Args:
@@ -169,11 +169,22 @@ def checkpoint_to_resume(
             print(f"Removing the checkpoints of the run before this one in {folder}.")
             for path in folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
+        if resume is None and (folder / METRICS).exists():
+            _remove_weights(folder)
         # Only now: where a kill left checkpoints without it, they would be taken for those of an interrupted run.
         (folder / METRICS).unlink(missing_ok=True)
         write_json(folder / SETTINGS, as_json(settings))
     state.wait_for_everyone()
     return None if resume is None else str(resume)
+
+
+def _remove_weights(folder: Path) -> None:
+    """Remove what a finished run of other settings may have left and this one may not write, such as an adapter."""
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "adapter_config.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in ("adapter", "value_model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def settings_check(settings: dict[str, Any], allowed: Collection[str] | None) -> Callable[[Path], object]:

@@ -32,6 +32,7 @@ from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
+from tieback.pipeline.finished import is_finished
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_adapter_settings,
@@ -132,6 +133,8 @@ def main() -> None:
         "processing_class": tokenizer_digest(tokenizer),
         "train_dataset": rows_digest(rows.dataset),
     }
+    if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        return
     check = settings_check(settings, resume_args.resume_with_changes)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
     train_interruptibly(trainer, resume)

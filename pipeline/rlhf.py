@@ -2,6 +2,7 @@
 
     tieback rlhf
     tieback rlhf --recipe hh --dataset_name pairs.jsonl.gz
+    tieback rlhf --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl
     tieback rlhf --rounds 2 --ranked_by people --run_dir runs/people -- --seed 1
 
 Each stage is a program of its own, started by `launch`; settings after `--` go to each of them. In a round after the
@@ -20,9 +21,10 @@ import psutil
 
 from tieback.cli.arguments import parse_flags
 from tieback.cli.errors import UsageError, run
-from tieback.pipeline.arguments import RECIPES, RunArguments, recipe_path
+from tieback.pipeline.arguments import RECIPES, RunArguments, recipe_path, run_folder_of
 
 PIPELINE = Path(__file__).resolve().parent
+STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
 ACCELERATE_CONFIGS = PIPELINE.parent / "accelerate_configs"
 # torchrun would kill its processes 30 seconds after ctrl-C, while they may still be finishing an iteration.
 PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
@@ -32,11 +34,19 @@ PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 class RlhfArguments:
     """What is run, and how it is started."""
 
-    recipe: str = field(
-        default="helpdesk", metadata={"help": "Built-in recipe, or a folder with one YAML file a stage."}
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Built-in recipe, or a folder with one YAML file a stage; helpdesk if not given, or lora where a model is."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Model that the first stage starts from, in place of the recipe's."},
     )
     run_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the run; runs/<recipe> if not given."}
+        default=None,
+        metadata={"help": "Folder of the run; runs/<recipe>, or one of the model's own, if not given."},
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Data of every stage that reads data, in place of the recipe's."}
@@ -61,10 +71,19 @@ class RlhfArguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise UsageError(f"rounds must be at least 1, but is {self.rounds}.")
+        own_model = self.model_name_or_path
+        self.recipe = self.recipe or ("helpdesk" if own_model is None else "lora")
         if not (RECIPES / self.recipe).is_dir() and not Path(self.recipe).is_dir():
             names = ", ".join(sorted(folder.name for folder in RECIPES.iterdir()))
             raise UsageError(f"recipe: {self.recipe} is neither a built-in recipe ({names}) nor a folder.")
-        self.run_dir = self.run_dir or f"runs/{Path(self.recipe).name}"
+        own_folder = f"runs/{Path(self.recipe).name}" if own_model is None else run_folder_of(own_model)
+        self.run_dir = self.run_dir or own_folder
+
+
+def stages_of(recipe: str) -> list[str]:
+    """Stages that a recipe has a file for, in their order: one that starts from an instructed model needs no sft, say."""
+    folder = Path(recipe) if Path(recipe).is_dir() else RECIPES / recipe
+    return [stage for stage in STAGES if (folder / f"{stage}.yaml").is_file()]
 
 
 def commands(arguments: RlhfArguments, stage_settings: list[str]) -> list[list[str]]:
@@ -74,20 +93,22 @@ def commands(arguments: RlhfArguments, stage_settings: list[str]) -> list[list[s
         arguments: what is run.
         stage_settings: flags that every stage but label gets.
     """
-    planned = [_stage("sft", arguments, 1, stage_settings)]
+    stages = stages_of(str(arguments.recipe))
+    planned = [_stage("sft", arguments, 1, stage_settings)] if "sft" in stages else []
     for number in range(1, arguments.rounds + 1):
-        planned.append(_stage("collect", arguments, number, stage_settings))
-        if arguments.ranked_by == "people":
-            planned.append(_label(arguments, number))
-        planned += [
-            _stage(stage, arguments, number, stage_settings) for stage in ("reward", "ppo", "evaluate")
-        ]
+        for stage in (stage for stage in stages if stage != "sft"):
+            planned.append(_stage(stage, arguments, number, stage_settings))
+            if stage == "collect" and arguments.ranked_by == "people":
+                planned.append(_label(arguments, number))
+    if arguments.model_name_or_path is not None:
+        planned[0] += ["--model_name_or_path", arguments.model_name_or_path]
     return planned
 
 
 def _stage(stage: str, arguments: RlhfArguments, number: int, stage_settings: list[str]) -> list[str]:
-    by_recipe = Path(arguments.recipe, f"{stage}.yaml")
-    config = by_recipe if by_recipe.is_file() else recipe_path(arguments.recipe, stage)
+    recipe = str(arguments.recipe)
+    by_recipe = Path(recipe, f"{stage}.yaml")
+    config = by_recipe if by_recipe.is_file() else recipe_path(recipe, stage)
     command = [str(PIPELINE / f"{stage}.py"), "--config", str(config), "--run_dir", str(arguments.run_dir)]
     if number > 1:
         command += ["--round", str(number)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
@@ -25,6 +26,7 @@ from tieback.data.sources import Rows, load_rows
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
+from tieback.pipeline.finished import is_finished
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
@@ -92,7 +94,7 @@ def main() -> None:
         model_args.model_name_or_path = folder_of(model_args.model_name_or_path)
     rows = load_demonstrations(data_args, args.seed)
     dataset = rows.dataset
-    tokenizer = prepare_tokenizer(data_args, model_args, dataset, args.output_dir)
+    tokenizer = prepare_tokenizer(data_args, model_args, dataset)
     check_chat_template(tokenizer, dataset[0], args.chat_template_path)
     model = prepare_model(data_args, model_args, tokenizer, args.seed)
     dataset, args.assistant_only_loss = completions_only(dataset, tokenizer)
@@ -122,6 +124,8 @@ def main() -> None:
         "processing_class": tokenizer_digest(tokenizer),
         "train_dataset": rows_digest(rows.dataset),
     }
+    if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        return
     check = settings_check(settings, resume_args.resume_with_changes)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
     result = train_interruptibly(trainer, resume)
@@ -170,19 +174,18 @@ def load_demonstrations(data_args: SFTArguments, seed: int) -> Rows:
 
 
 def prepare_tokenizer(
-    data_args: SFTArguments, model_args: ModelConfig, dataset: Dataset, output_dir: str
+    data_args: SFTArguments, model_args: ModelConfig, dataset: Dataset
 ) -> PreTrainedTokenizerBase:
     """The named model's tokenizer, or one trained on the demonstrations by the main process."""
     if model_args.model_name_or_path is not None:
         return load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    state = PartialState()
-    if state.is_main_process:
-        trained = train_tokenizer(
-            (text for row in dataset for text in row_texts(row)), data_args.tokenizer_vocab_size
-        )
-        trained.save_pretrained(output_dir)
-    state.wait_for_everyone()
-    return load_tokenizer(output_dir)
+    trained: list[PreTrainedTokenizerBase | None] = [None]
+    if PartialState().is_main_process:
+        texts = (text for row in dataset for text in row_texts(row))
+        trained = [train_tokenizer(texts, data_args.tokenizer_vocab_size)]
+    # Not by way of a folder: a finished run of other data may lie in that of the stage.
+    (tokenizer,) = broadcast_object_list(trained)
+    return tokenizer
 
 
 def prepare_model(

@@ -180,3 +180,20 @@ def test_make_hands_its_variables_over():
         *("--recipe", "helpdesk", "--run_dir", "r", "--rounds", "2", "--launch", "accelerate launch"),
         *("--dataset_name", "d.jsonl", "--ranked_by", "people", "--", "--seed", "3"),
     ]
+
+
+def test_a_model_of_ones_own_is_where_the_first_stage_starts_with_the_recipe_for_pretrained_models():
+    (arguments,) = parse_flags(RlhfArguments, "tieback rlhf", ["--model_name_or_path", "me/mine"])
+    first, *others = commands(arguments, [])
+    assert first[1:5] == ["--config", str(RECIPES / "lora" / "sft.yaml"), "--run_dir", "runs/me-mine"]
+    assert first[-2:] == ["--model_name_or_path", "me/mine"]
+    assert [Path(line[0]).stem for line in others] == ["collect", "reward", "ppo", "evaluate"]
+    assert not any("--model_name_or_path" in line for line in others)
+
+
+def test_a_recipe_may_leave_stages_out(tmp_path):
+    for stage in ("evaluate", "ppo"):
+        (tmp_path / f"{stage}.yaml").write_text("seed: 1\n")
+    lines = planned("--recipe", str(tmp_path), "--model_name_or_path", "me/mine")
+    assert [Path(line[0]).stem for line in lines] == ["ppo", "evaluate"]
+    assert lines[0][-2:] == ["--model_name_or_path", "me/mine"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from trl import ModelConfig
 
 from tieback.classic_rl import cartpole, gridworld, pong
@@ -127,34 +128,59 @@ def test_an_address_that_cannot_be_served_at_is_refused() -> None:
 # A model of one's own.
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["--config", "hh"],
-        ["--run_dir", "runs/mine"],
-        [f"--config={RECIPES / 'hh' / 'ppo.yaml'}"],
-    ],
-)
-def test_a_model_of_ones_own_needs_a_recipe_and_a_folder(argv: list[str]) -> None:
-    for flag in (["--model_name_or_path", "me/mine"], ["--model-name-or-path=me/mine"]):
-        with pytest.raises(UsageError) as error:
-            read_ppo(*argv, *flag)
-        command = (
-            "accelerate launch pipeline/ppo.py --config hh --run_dir runs/mine --model_name_or_path me/mine"
-        )
-        assert command in str(error.value)
+def read_run(stage: str, *argv: str) -> tuple[RunArguments, str]:
+    """Settings of a run, and the folder that the stage writes to."""
+    types = PPO_TYPES if stage == "ppo" else (RunArguments, CollectArguments)
+    parsed = parse_stage(stage, types, [*(["--use_cpu"] if stage == "ppo" else []), *argv])
+    (output_dir,) = {item.output_dir for item in parsed if getattr(item, "output_dir", None)}
+    return parsed[0], output_dir
 
 
-def test_a_model_of_ones_own_is_taken_where_recipe_and_folder_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["ppo", "collect"])
+@pytest.mark.parametrize("flag", [["--model_name_or_path", "me/mine"], ["--model-name-or-path=me/mine"]])
+def test_a_model_of_ones_own_gets_the_recipe_for_pretrained_models_and_a_folder_of_its_own(
+    stage: str, flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output_dir = read_run(stage, *flag)
+    assert (run.run_dir, output_dir) == ("runs/me-mine", f"runs/me-mine/{stage}")
+    assert "runs/me-mine (--run_dir names another folder)" in capsys.readouterr().out
+    lora = yaml.safe_load((RECIPES / "lora" / f"{stage}.yaml").read_text())
+    for name in ("max_prompt_length", "max_completion_length", "temperature"):
+        assert run.recipe[name] == lora[name]
+
+
+@pytest.mark.parametrize("recipe", ["helpdesk", "hh", str(RECIPES / "hh" / "ppo.yaml")])
+def test_a_model_of_ones_own_never_writes_into_the_run_of_a_built_in_recipe(recipe: str) -> None:
     model = ["--model_name_or_path", "me/mine"]
-    read_ppo("--config", "hh", "--run_dir", str(tmp_path), *model)
-    own = tmp_path / "my.yaml"
-    own.write_text(f"run_dir: {tmp_path}\nlearning_rate: 1.0e-6\n")
-    read_ppo("--config", str(own), *model)
-    own.write_text("learning_rate: 1.0e-6\n")
-    with pytest.raises(UsageError, match="--run_dir runs/mine"):
-        read_ppo("--config", str(own), *model)
+    assert read_run("ppo", "--config", recipe, *model)[1] == "runs/me-mine/ppo"
+    assert read_run("ppo", "--config", recipe, "--run_dir", "r", *model)[1] == "r/ppo"
+    assert read_run("ppo", "--config", recipe, "--output_dir", "o", *model)[1] == "o"
+
+
+def test_a_folder_in_a_recipe_of_ones_own_is_that_of_the_model_in_it(tmp_path: Path) -> None:
+    own, other = tmp_path / "my.yaml", ["--model_name_or_path", "me/other"]
+    own.write_text("run_dir: r\n")
+    assert read_run("ppo", "--config", str(own), *other)[1] == "r/ppo"
+    own.write_text("output_dir: o\nmodel_name_or_path: me/mine\n")
+    assert read_run("ppo", "--config", str(own))[1] == "o"
+    assert read_run("ppo", "--config", str(own), *other)[1] == "runs/me-other/ppo"
+    own.write_text("model_name_or_path: me/mine\n")
+    assert read_run("ppo", "--config", str(own))[1] == "runs/me-mine/ppo"
+
+
+def test_a_local_model_is_called_by_its_folder_and_the_one_around_it(tmp_path: Path) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    model = str(tmp_path / "models" / "tiny" / ".." / "tiny")
+    assert read_run("ppo", "--model_name_or_path", model)[1] == "runs/models-tiny/ppo"
+
+
+def test_overwrite_and_a_token_are_no_settings_of_what_was_made() -> None:
+    run, _ = read_run("ppo", "--overwrite", "--hub_token", "hf_secret", "--kl_coef", "0.5")
+    assert run.overwrite
+    assert "0.5" in str(run.recipe)
+    assert not {"overwrite", "hub_token"} & run.recipe.keys()
+    with pytest.raises(UsageError, match="overwrite starts anew"):
+        read_run("ppo", "--overwrite", "--resume_from_checkpoint", "true")
 
 
 # Faults of ours.

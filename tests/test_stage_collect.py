@@ -114,7 +114,7 @@ def test_files_of_several_processes_are_gathered_in_the_order_of_the_prompts(col
 def test_other_settings_are_refused_by_name(policy, collected, tmp_path):
     for name in ("responses.jsonl", "responses.settings.json"):
         (tmp_path / name).write_bytes((collected / name).read_bytes())
-    with pytest.raises(UsageError, match=r"temperature was 1\.0, is 0\.7.*Remove"):
+    with pytest.raises(UsageError, match=r"temperature was 1\.0, is 0\.7.*--overwrite"):
         run(policy, tmp_path, "--temperature", "0.7")
     with pytest.raises(UsageError, match=r"stop_tokens was None, is \['!'\]"):
         run(policy, tmp_path, "--stop_tokens", "!")
