@@ -33,7 +33,7 @@ def test_an_import_against_the_one_way_breaks_a_contract(tmp_path: Path) -> None
     """In a copy of the project, by a planted import for each arrow that must not be."""
     for name in ("__init__.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    rooms = ("classic_rl", "cli", "data", "pipeline", "ppo_core", "reward_model")
+    rooms = ("classic_rl", "cli", "data", "pipeline", "ppo_core", "reward_functions", "reward_model")
     for room in rooms:
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "typings").mkdir()
@@ -42,6 +42,7 @@ def test_an_import_against_the_one_way_breaks_a_contract(tmp_path: Path) -> None
     arrows = {
         "ppo_core/gae_by_others.py": ("tieback.cli.errors", "ppo_core imports nothing of ours"),
         "classic_rl/dqn.py": ("tieback.pipeline.stage", "classic_rl"),
+        "reward_functions/vader.py": ("tieback.pipeline.stage", "Rooms, from the top down"),
         "data/errors.py": ("tieback.reward_model.head", "Rooms, from the top down"),
         "pipeline/evaluate.py": ("tieback.pipeline.ppo", "No stage script imports another"),
         "pipeline/scorers.py": (
