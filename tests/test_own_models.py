@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ SMALLER = {
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the model (by its hub name), a reward model, preference pairs, prompts and the README's function."""
     tok = toy.tokenizer()
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
@@ -57,7 +58,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    return tmp_path
+    # Other tests have a module of this name, too.
+    sys.modules.pop("my_rewards", None)
+    yield tmp_path
+    sys.modules.pop("my_rewards", None)
 
 
 def said(text: str) -> dict[str, str]:
