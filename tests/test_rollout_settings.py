@@ -98,7 +98,9 @@ def run_evaluate(home: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> 
     recipe.write_text("num_resamples: 2000\nnum_examples: 2\nseed: 3\n")
     fixed = ["--config", str(recipe), "--run_dir", str(home), "--dataset_name", str(home / "prompts.jsonl")]
     monkeypatch.setattr(evaluate, "make_pairs", spy)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *fixed, "--dataset_test_split", "train", *options])
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate.py", *fixed, "--dataset_test_split", "train", "--overwrite", *options]
+    )
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     evaluate.main()
     return rollouts
