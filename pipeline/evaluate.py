@@ -44,6 +44,7 @@ from tieback.pipeline.scorers import (
     RewardError,
     Scorer,
     call_scorers,
+    check_call,
     combine_rewards,
     load_reward_scorer,
     load_scorer,
@@ -165,6 +166,7 @@ def main() -> None:
     reward_model = None
     if "reward" in folders:
         reward_model = load_reward_scorer(folders["reward"], args.batch_size, "reward_model_path", device)
+        check_call([reward_model], "the prompts", dataset)
     try_judges(gold, dataset, tokenizer, args)
 
     rollouts: dict[str, Rollout] = {}

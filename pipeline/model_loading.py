@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import unset_hf_deepspeed_config
-from trl import ModelConfig, get_quantization_config, is_conversational
+from trl import ModelConfig, get_peft_config, get_quantization_config, is_conversational
 
 from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.rollout.sampler import own_end_ids
@@ -231,6 +232,17 @@ def check_adapter_settings(
                 f"{setting}: {asked} is asked for, but the adapter in {folder}, which goes on being trained, has {own}. Leave "
                 "it out, or start from a whole model."
             )
+
+
+def new_adapter(model_args: ModelConfig) -> PeftConfig | None:
+    """The adapter to train, of the settings of LoRA; None without use_peft.
+
+    It goes into all linear layers but the head where lora_target_modules names none: PEFT has defaults for some
+    architectures alone. Experts that are one tensor (OLMoE, Qwen3-MoE, GPT-OSS) are no linear layers; name them with
+    lora_target_parameters.
+    """
+    chosen = model_args.lora_target_modules or "all-linear"
+    return get_peft_config(replace(model_args, lora_target_modules=chosen))
 
 
 def _load(path: str | Path, kwargs: dict[str, Any], **adapter: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
@@ -32,6 +32,7 @@ from tieback.pipeline.model_loading import (
     load_adapted_policy,
     load_policy,
     load_tokenizer,
+    new_adapter,
 )
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.pypi_models import folder_of
@@ -41,8 +42,8 @@ from tieback.pipeline.scorers import Scorer, load_scorer
 from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
-from tieback.pipeline.trainer.models import base_of_adapter
-from tieback.reward_model.adapter import ScalarAdapter, base_of
+from tieback.pipeline.trainer.models import CriticSource, base_of_adapter
+from tieback.reward_model.adapter import base_of
 from tieback.reward_model.scoring import RewardScorer
 
 # Iterations over which metrics.json averages the end of the run.
@@ -77,7 +78,13 @@ class PPOArguments:
     critic_init: str = field(
         default="reward",
         metadata={
-            "help": "Model that the critic starts from: 'reward' (the first reward model) or 'policy'."
+            "help": "Model that the critic starts from, unless value_model names one: 'reward' (the first reward model) or 'policy'."
+        },
+    )
+    value_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or hub name of a model that the critic starts from: a causal reward model, or another run's ppo/value_model."
         },
     )
 
@@ -124,7 +131,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
-        value_model=critic_to_start_from(ppo_args.critic_init, rewards),
+        value_model=critic_to_start_from(ppo_args, rewards),
         peft_config=peft_config,
     )
     settings = run.recipe | {"digests": trainer.inputs}
@@ -158,7 +165,7 @@ def load_start(
     path = model_args.model_name_or_path
     if model_args.use_peft and base_of(path) is not None:
         return load_adapted_policy(path, tokenizer, model_args, named), None
-    return load_policy(path, tokenizer, model_args), get_peft_config(model_args)
+    return load_policy(path, tokenizer, model_args), new_adapter(model_args)
 
 
 def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
@@ -169,13 +176,15 @@ def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
     return [str(run.stage_dir("reward"))]
 
 
-def critic_to_start_from(critic_init: str, rewards: list[Scorer]) -> PreTrainedModel | ScalarAdapter | None:
-    """The first reward model, or None for the policy's own backbone, or adapter, with a new head.
+def critic_to_start_from(ppo_args: PPOArguments, rewards: list[Scorer]) -> CriticSource:
+    """The model that is named, the first reward model, or None for the policy's own backbone, or adapter, with a new head.
 
     Raises:
         UsageError: the reward model is asked for, and there is none.
     """
-    if critic_init == "policy":
+    if ppo_args.value_model is not None:
+        return folder_of(ppo_args.value_model)
+    if ppo_args.critic_init == "policy":
         return None
     models = [reward.model for reward in rewards if isinstance(reward, RewardScorer)]
     if not models:

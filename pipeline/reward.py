@@ -13,7 +13,6 @@ Writes the model, its tokenizer, `calibration.png` and metrics.json into `<run_d
 
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -26,7 +25,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
+from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
@@ -37,10 +36,10 @@ from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_adapter_settings,
     check_chat_template,
-    context_length,
     load_tokenizer,
     load_whole,
     model_kwargs,
+    new_adapter,
 )
 from tieback.pipeline.progress import show_figures
 from tieback.pipeline.pypi_models import folder_of
@@ -50,7 +49,7 @@ from tieback.pipeline.rollout.responses import gather_in_order, own_share
 from tieback.pipeline.rollout.token_scores import base_model
 from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.reward_model.adapter import base_of
-from tieback.reward_model.encoding import encode, encode_pairs
+from tieback.reward_model.encoding import encode, encode_pairs, longest_text
 from tieback.reward_model.head import (
     is_classifier,
     load_reward_model,
@@ -114,8 +113,12 @@ def main() -> None:
     set_seed(args.seed)
     model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
     model, peft_config = start_model(start, model_args, run.recipe)
-    limits = [length for length in (args.max_length, context_length(base_model(model))) if length is not None]
-    pairs, num_identical = encode_pairs(rows.dataset, tokenizer, min(limits, default=sys.maxsize))
+    limits = [
+        length
+        for length in (args.max_length, longest_text(base_model(model), tokenizer))
+        if length is not None
+    ]
+    pairs, num_identical = encode_pairs(rows.dataset, tokenizer, min(limits, default=None))
     train, held_out = split_by_prompt(pairs, data_args.held_out_fraction, args.seed)
 
     trainer = resumable(RewardTrainer)(
@@ -226,7 +229,7 @@ def start_model(
         )
     except OSError as error:
         raise UsageError(str(error)) from error
-    return model, get_peft_config(model_args)
+    return model, new_adapter(model_args)
 
 
 def split_by_prompt(pairs: Dataset, held_out_fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from tieback.pipeline.model_loading import load_tokenizer, named_tokenizer
 from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.trl_internals import is_async_callable
 from tieback.reward_model.adapter import ScalarAdapter, base_of, read_scalar_adapter, same_model
+from tieback.reward_model.encoding import check_template
 from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
@@ -182,20 +184,24 @@ def read_weights(weights: Sequence[float] | None, scorers: Sequence[Scorer]) -> 
     return list(weights)
 
 
-def check_call(scorers: Sequence[Scorer], name: str, columns: Sequence[str]) -> None:
-    """Check, before there is anything to judge, that each reward function takes what it will be called with.
+def check_call(scorers: Sequence[Scorer], name: str, dataset: Dataset) -> None:
+    """Check, before there is anything to judge, that each scorer takes what it will be called with.
 
     Args:
         scorers: functions and models; these take prompts and completions alone.
-        name: of a data set, for messages.
-        columns: of that data set.
+        name: of the data set, for messages.
+        dataset: with a `prompt`.
 
     Raises:
-        UsageError: names the function, and the parameter that is missing or not wanted.
+        UsageError: names the function, and the parameter that is missing or not wanted; or the model, whose tokenizer has
+            no chat template for conversations.
     """
-    given = [*REWARD_ARGUMENTS, *(column for column in columns if column != "prompt")]
+    given = [*REWARD_ARGUMENTS, *(column for column in dataset.column_names if column != "prompt")]
+    conversational = len(dataset) > 0 and isinstance(dataset[0]["prompt"], list)
     for scorer in scorers:
         if isinstance(scorer, RewardScorer):
+            if conversational:
+                check_template(scorer.tokenizer)
             continue
         try:
             signature = inspect.signature(scorer)

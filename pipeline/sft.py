@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
@@ -33,6 +33,7 @@ from tieback.pipeline.model_loading import (
     context_length,
     load_policy,
     load_tokenizer,
+    new_adapter,
     new_policy,
 )
 from tieback.pipeline.progress import show_figures
@@ -113,7 +114,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=new_adapter(model_args),
     )
     show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
     stop_ids = model.generation_config.eos_token_id

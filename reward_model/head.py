@@ -4,7 +4,8 @@ A reward model is a Transformers sequence-classification model with one label. T
 with three faults mended: the score is read at the last position of the attention mask (Transformers looks for the last
 id unlike the pad id, which loses a real EOS where pad == eos); the head is computed in fp32 whatever the backbone's
 dtype; and the calibration bias of `config.reward_bias` is added (stock heads such as Llama's have no bias to hold it).
-What `save_pretrained` writes is a stock model, which `AutoModelForSequenceClassification` loads too (without the bias).
+What `save_pretrained` writes is a stock model, which `AutoModelForSequenceClassification` loads too (without the bias),
+where Transformers has a class for the architecture (see `architectures`).
 """
 
 import copy
@@ -14,16 +15,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tieback.cli.errors import UsageError
+from tieback.reward_model.architectures import classifier_class
 
 
 def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -82,8 +79,7 @@ def new_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         kwargs: for `from_pretrained`.
 
     Raises:
-        UsageError: the architecture has no sequence-classification class, or an adapter is to be merged into a
-            quantised base.
+        UsageError: no classifier can be made of the architecture, or an adapter is to be merged into a quantised base.
     """
     adapter = Path(path) / "adapter_config.json"
     base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
@@ -258,13 +254,7 @@ def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
 def _from_pretrained(
     path: str | Path, config: PreTrainedConfig, kwargs: dict[str, Any], new_head: bool
 ) -> PreTrainedModel:
-    config_class = type(config)
-    if config_class not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UsageError(
-            f"Transformers has no sequence-classification class for {config_class.__name__}: no reward model can be "
-            "made of it."
-        )
-    stock = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config_class]
+    stock = classifier_class(config)
     expected = {"_keys_to_ignore_on_load_missing": [r"^score\."]} if new_head else {}
     reward_class = _reward_class(stock, **expected)
     model, info = reward_class.from_pretrained(path, config=config, output_loading_info=True, **kwargs)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tieback.cli.errors import UsageError
 from tieback.data.conversations import TextOrMessages
 from tieback.reward_model.adapter import ScalarAdapter
-from tieback.reward_model.encoding import encode
+from tieback.reward_model.encoding import cut, encode, longest_text
 from tieback.reward_model.head import as_reward_model
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class RewardScorer:
             put into eval mode, and frozen. Or the adapter alone, whose base is somewhere else: `PPOTrainer` puts it there.
         tokenizer: the reward model's own.
         batch_size: texts in a forward pass.
-        max_length: tokens kept of a longer text, from its end (which holds the response); the model's context when None.
+        max_length: tokens kept of a longer text (see `reward_model.encoding.cut`); what the model can read when None.
         name: under which its scores are logged.
 
     Raises:
@@ -50,7 +50,7 @@ class RewardScorer:
             self.model = as_reward_model(_classifier(model)).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
+        self.max_length = max_length
         # Under which the model computes; its head stays in fp32.
         self.autocast: Callable[[], AbstractContextManager] = nullcontext
         self._warned = False
@@ -78,7 +78,8 @@ class RewardScorer:
     @torch.no_grad()
     def score_ids(self, sequences: Sequence[list[int]]) -> list[float]:
         """Score sequences of token ids; the order is restored after batching by length."""
-        sequences = [self._shorten(ids) for ids in sequences]
+        limit = self.max_length or longest_text(self.model, self.tokenizer)
+        sequences = [self._shorten(ids, limit) for ids in sequences]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         scores = [0.0] * len(sequences)
         for start in range(0, len(order), self.batch_size):
@@ -98,17 +99,16 @@ class RewardScorer:
         with self.autocast():
             return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
 
-    def _shorten(self, ids: list[int]) -> list[int]:
-        if self.max_length is None or len(ids) <= self.max_length:
-            return ids
-        if not self._warned:
+    def _shorten(self, ids: list[int], limit: int | None) -> list[int]:
+        if limit is not None and len(ids) > limit and not self._warned:
             logger.warning(
-                "A text of %d tokens is longer than the reward model's %d; its beginning is cut off.",
+                "A text of %d tokens is longer than the %d that the reward model %s reads; its beginning is cut off.",
                 len(ids),
-                self.max_length,
+                limit,
+                self.name,
             )
             self._warned = True
-        return ids[-self.max_length :]
+        return cut(ids, limit, self.tokenizer)
 
 
 def _classifier(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

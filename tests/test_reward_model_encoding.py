@@ -42,9 +42,9 @@ def test_conversational_pairs_go_through_the_chat_template(tokenizer):
 def test_pairs_that_the_cut_makes_identical_are_dropped_and_counted(tokenizer):
     rows = Dataset.from_list(
         [
-            {"prompt": "a", "chosen": "bcx", "rejected": "bcy"},
+            {"prompt": "a", "chosen": "xbc", "rejected": "ybc"},
             {"prompt": "a", "chosen": "x", "rejected": "y"},
-            {"prompt": "abcd", "chosen": "x", "rejected": "y"},
+            {"prompt": "abc", "chosen": "xdef", "rejected": "ydef"},
         ]
     )
     encoded, dropped = encode_pairs(rows, tokenizer, 3)
@@ -52,12 +52,13 @@ def test_pairs_that_the_cut_makes_identical_are_dropped_and_counted(tokenizer):
     assert encoded["prompt"][:] == ["a"]
     assert encoded["chosen_ids"][:] == [ids(tokenizer, "ax<|end|>")]
     assert encode_pairs(rows, tokenizer, 5)[1] == 0
-    assert max(len(row) for row in encode_pairs(rows, tokenizer, 4)[0]["chosen_ids"]) == 4
+    assert encode_pairs(rows, tokenizer, 5)[0]["chosen_ids"][2] == ids(tokenizer, "xdef<|end|>")
+    assert encode_pairs(rows, tokenizer, None)[0]["chosen_ids"][2] == ids(tokenizer, "abcxdef<|end|>")
 
 
 def test_where_the_cut_leaves_no_pair_the_message_says_what_to_raise(tokenizer):
-    rows = Dataset.from_list([{"prompt": "abc", "chosen": "x", "rejected": "y"}])
+    rows = Dataset.from_list([{"prompt": "abc", "chosen": "xde", "rejected": "yde"}])
     with pytest.raises(
-        DataError, match=r"All 1 pairs are identical in their first 3 tokens.*Raise max_length"
+        DataError, match=r"All 1 pairs are identical in their last 3 tokens.*Raise max_length"
     ):
         encode_pairs(rows, tokenizer, 3)

@@ -10,10 +10,11 @@ import torch
 import toy
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline import ppo
+from tieback.reward_model.adapter import write_scalar_adapter
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,21 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '{"prompt": "red cat"}\n' * 9 + json.dumps({"prompt": "red cat " * 60}) + "\n"
     )
     (folder / "few.jsonl").write_text('{"prompt": "red cat"}\n' * 10)
+    talk = {"prompt": [{"role": "user", "content": "red cat"}]}
+    (folder / "talks.jsonl").write_text((json.dumps(talk) + "\n") * 12)
+    models["reward"].save_pretrained(folder / "mute")
+    mute = toy.tokenizer()
+    mute.chat_template = None
+    mute.save_pretrained(folder / "mute")
+    torch.manual_seed(5)
+    config = BertConfig(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1)  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder / "encoder")
+    tok.save_pretrained(folder / "encoder")
+    toy.reward_model(tok, seed=7).save_pretrained(folder / "critic")
+    adapter = toy.reward_adapter()
+    adapter.config.base_model_name_or_path = str(folder / "sft")
+    own = (adapter.weights, adapter.head, base.config, adapter.bias)
+    write_scalar_adapter(folder / "critic_adapter", adapter.config, *own)
     return folder
 
 
@@ -62,6 +78,18 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "no reward model for the critic": (
         ["--reward_funcs", "json:dumps"],
         r"critic_init is 'reward', but reward_funcs names no reward model: set critic_init to 'policy'",
+    ),
+    "conversations for a reward model that cannot read them": (
+        ["--dataset_name", "{run}/talks.jsonl", "--reward_funcs", "{run}/mute"],
+        r"conversations, but the reward model's tokenizer \(.*mute\) has no chat template",
+    ),
+    "an encoder for the critic": (
+        ["--reward_funcs", "{run}/encoder"],
+        r"critic is a BertForSequenceClassification without a `score` head .*critic_init policy.*value_model",
+    ),
+    "no such critic": (
+        ["--value_model", "{run}/nowhere"],
+        r"value_model: no model can be loaded from .*nowhere",
     ),
     "weights": (["--reward_weights", "1", "2"], r"reward_weights has 2 entries for 1 reward functions"),
     "an empty file": (["--dataset_name", "{run}/empty.jsonl"], r"empty\.jsonl"),
@@ -131,6 +159,28 @@ def test_what_cannot_be_used_is_refused_with_a_message(run_dir: Path, tmp_path: 
     with pytest.raises(UsageError, match=f"(?s){message}"):
         run(run_dir, tmp_path, *options)
     assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("critic", ()), ("critic_adapter", ("--use_peft", "--model_name_or_path", "{run}/sft"))],
+)
+def test_the_critic_starts_from_the_model_that_value_model_names(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: tuple[str, ...]
+) -> None:
+    critics = []
+
+    def keep(trainer: ppo.PPOTrainer, **_: object) -> None:
+        critics.append(trainer.model.critic.score.weight.detach().clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo.PPOTrainer, "train", keep)
+    options = tuple(option.replace("{run}", str(run_dir)) for option in options)
+    with pytest.raises(KeyboardInterrupt):
+        run(run_dir, tmp_path, "--value_model", str(run_dir / name), *options)
+    file = run_dir / name / ("adapter_model.safetensors" if options else "model.safetensors")
+    (head,) = [tensor for key, tensor in load_file(file).items() if key.endswith("score.weight")]
+    assert critics[0].equal(head)
 
 
 # Adapters.

@@ -197,8 +197,8 @@ def test_identical_pairs_are_dropped_and_counted_after_truncation_too(run_dir):
     pairs = read_pairs(run_dir)
     pairs.append(pair("Question 1?", "It is blue.", "It is blue."))
     pairs += [
-        pair("Question 2?", long + "Yes.", long + "No."),
-        pair("Question 3?", long + "Oh.", long + "Ah."),
+        pair("Question 2?", "Yes. " + long, "No. " + long),
+        pair("Question 3?", "Oh. " + long, "Ah. " + long),
     ]
     write_pairs(run_dir, pairs)
     metrics = run(run_dir, "--max_length", "100")

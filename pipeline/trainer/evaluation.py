@@ -78,7 +78,7 @@ class EvaluatedTrainer(CheckpointedTrainer):
         sets = read_eval_sets(given)
         for name, dataset in by_name("eval_dataset", sets).items():
             check_dataset(name, dataset, self.processing_class, self.model.config, self.args)
-            check_call(self.scorers, name, dataset.column_names)
+            check_call(self.scorers, name, dataset)
         return sets
 
     def _evaluate_set(self, dataset: Dataset, prefix: str) -> dict[str, float]:

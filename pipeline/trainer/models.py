@@ -2,15 +2,12 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tieback.cli.errors import UsageError, first_line
@@ -20,7 +17,14 @@ from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critics import CRITIC, AdapterCritic, RewardRole, SharedCritic
 from tieback.pipeline.trainer.sharded_tensors import copy_model, copy_weights, gathered
-from tieback.reward_model.adapter import ScalarAdapter, ScalarHead
+from tieback.reward_model.adapter import (
+    ScalarAdapter,
+    ScalarHead,
+    base_of,
+    read_scalar_adapter,
+    same_model,
+)
+from tieback.reward_model.architectures import classifier_class
 from tieback.reward_model.head import as_reward_model, init_head, load_reward_model, reward_head
 from tieback.reward_model.scoring import RewardScorer
 
@@ -47,6 +51,9 @@ def make_actor_critic(
     Raises:
         UsageError: the models do not fit together (see `make_critic`, `split_reference` and `make_inner_critic`).
     """
+    if isinstance(value_model, str) and args.critic != "separate":
+        own_base = same_model(base_of_adapter(model, peft_config), base_of(value_model))
+        value_model = read_scalar_adapter(value_model) if own_base else value_model
     kind = kind_of_critic(args.critic, model, value_model, peft_config)
     # A copy of the policy's backbone must be made before it has an adapter.
     critic: Any = make_critic(value_model, model, scorers, args.seed) if kind == "separate" else None
@@ -220,20 +227,21 @@ def split_reference(
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every dropout probability above 0: the name of its module, the module, and the attribute that holds it.
+    """Every dropout probability, and noise of a router, above 0: the name of its module, the module, and its attribute.
 
     Some are modules (`nn.Dropout.p`), others plain numbers that a layer hands to its attention kernel (Llama's
-    `attention_dropout`).
+    `attention_dropout`) or multiplies its input with (Mixtral's `jitter_noise`).
     """
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            holds = "drop" in attribute or (attribute == "p" and isinstance(module, nn.Dropout))
+            holds = "drop" in attribute or attribute in ("jitter_noise", "input_jitter_noise")
+            holds |= attribute == "p" and isinstance(module, nn.Dropout)
             if holds and isinstance(value, float) and value > 0:
                 yield name, module, attribute
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0 (`eval()` would switch gradient checkpointing off as well)."""
+    """Set what `active_dropouts` finds to 0 (`eval()` would switch gradient checkpointing off as well)."""
     for _, module, attribute in list(active_dropouts(model)):
         setattr(module, attribute, 0.0)
 
@@ -273,14 +281,15 @@ def make_critic(
         critic = _critic_of(policy, seed)
     if not hasattr(critic, "score") or critic.score.out_features != 1:
         raise UsageError(
-            f"The critic is a {type(critic).__name__} without a `score` head for one value. Use a "
-            "sequence-classification model with num_labels=1."
+            f"The critic is a {type(critic).__name__} without a `score` head for one value, as encoders are, which read a text "
+            "as a whole. Start it from the policy (critic_init policy; value_model=None), or name a causal reward model as its "
+            "value_model."
         )
     vocabulary, own = policy.config.get_text_config().vocab_size, critic.config.get_text_config().vocab_size
     if own != vocabulary:
         raise UsageError(
             f"The critic's vocabulary has {own} tokens, the policy's {vocabulary}: a critic reads the policy's tokens. "
-            "Start it from the policy (value_model=None)."
+            "Start it from the policy (critic_init policy; value_model=None)."
         )
     critic.requires_grad_(True)
     return as_reward_model(critic)
@@ -289,12 +298,7 @@ def make_critic(
 def _critic_of(policy: PreTrainedModel, seed: int) -> PreTrainedModel:
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UsageError(
-            f"Transformers has no sequence-classification model for {type(config).__name__}; name a value_model."
-        )
-    critic_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    critic = critic_class._from_config(config, dtype=torch.float32)
+    critic: Any = cast(Any, classifier_class(config))._from_config(config, dtype=torch.float32)
     copy_weights(policy.base_model, critic.base_model)
     with gathered(reward_head(critic).parameters(), modifier_rank=0):
         # The same head whatever the backend, which may have drawn other numbers before.

@@ -91,5 +91,6 @@ def _suspects(model: nn.Module, sampler: Sampler | None = None) -> str:
         return "Likely cause: " + "; ".join(found[:3]) + "."
     return (
         "No dropout and no sampling setting explains it: the model itself computes differently in the two passes "
-        "(a state that training mode changes, padding that it attends to, or an attention kernel that is not exact)."
+        "(a state that training mode changes, a router that draws experts at random as Phi-MoE's does, padding that it attends "
+        "to, or an attention kernel that is not exact)."
     )

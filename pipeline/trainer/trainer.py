@@ -157,7 +157,7 @@ class PPOTrainer(EvaluatedTrainer):
             base_of_adapter(model, peft_config),
         )
         for name, dataset in named_sets.items():
-            check_call(self.scorers, name, dataset.column_names)
+            check_call(self.scorers, name, dataset)
         self.reward_names = unique_reward_names(self.scorers)
         self.reward_weights = read_weights(args.reward_weights, self.scorers)
         check_evaluation(args, eval_sets, self.reward_names)
