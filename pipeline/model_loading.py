@@ -36,6 +36,8 @@ _PADDING_TOKENS = (
     "<|padding|>",
     "<|reserved_special_token_0|>",
 )
+# Families whose kernels read the weight of `out_proj` by themselves, so that PEFT refuses an adapter on it.
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 # Settings of LoRA in TRL's `ModelConfig`, and what PEFT calls them.
 _ADAPTER_SETTINGS = {
     "lora_r": "r",
@@ -234,15 +236,24 @@ def check_adapter_settings(
             )
 
 
-def new_adapter(model_args: ModelConfig) -> PeftConfig | None:
-    """The adapter to train, of the settings of LoRA; None without use_peft.
+def new_adapter(model_args: ModelConfig, model: PreTrainedModel) -> PeftConfig | None:
+    """The adapter to train on a model, of the settings of LoRA; None without use_peft.
 
     It goes into all linear layers but the head where lora_target_modules names none: PEFT has defaults for some
-    architectures alone. Experts that are one tensor (OLMoE, Qwen3-MoE, GPT-OSS) are no linear layers; name them with
-    lora_target_parameters.
+    architectures alone. What experts that are one tensor get is PEFT's choice (OLMoE's an adapter, which takes no dropout;
+    GPT-OSS's none): lora_target_parameters names them.
     """
-    chosen = model_args.lora_target_modules or "all-linear"
-    return get_peft_config(replace(model_args, lora_target_modules=chosen))
+    named: Any = model_args.lora_target_modules
+    config: Any = get_peft_config(replace(model_args, lora_target_modules=named or "all-linear"))
+    if config is None:
+        return None
+    if named is None and model.config.model_type in _MAMBA:
+        config.exclude_modules = ["out_proj"]
+    if isinstance(named, str) and named.isidentifier():
+        config.target_modules = {
+            named
+        }  # TRL hands a single name on as a regular expression, which nothing matches
+    return config
 
 
 def _load(path: str | Path, kwargs: dict[str, Any], **adapter: Any) -> Any:

@@ -165,7 +165,8 @@ def load_start(
     path = model_args.model_name_or_path
     if model_args.use_peft and base_of(path) is not None:
         return load_adapted_policy(path, tokenizer, model_args, named), None
-    return load_policy(path, tokenizer, model_args), new_adapter(model_args)
+    policy = load_policy(path, tokenizer, model_args)
+    return policy, new_adapter(model_args, policy)
 
 
 def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:

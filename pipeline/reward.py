@@ -229,7 +229,7 @@ def start_model(
         )
     except OSError as error:
         raise UsageError(str(error)) from error
-    return model, new_adapter(model_args)
+    return model, new_adapter(model_args, model)
 
 
 def split_by_prompt(pairs: Dataset, held_out_fraction: float, seed: int) -> tuple[Dataset, Dataset]:

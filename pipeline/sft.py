@@ -114,7 +114,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=new_adapter(model_args),
+        peft_config=new_adapter(model_args, model),
     )
     show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
     stop_ids = model.generation_config.eos_token_id

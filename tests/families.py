@@ -16,10 +16,6 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
-MAMBA: dict[str, Any] = {
-    "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8,
-    "mamba_d_conv": 4, "mamba_chunk_size": 8,
-}  # fmt: skip
 # What each has that the others do not: see the comments.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -33,6 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},  # a window shorter than the sequences
     "olmoe": EXPERTS,  # experts; no classifier class
     "lfm2": {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False},  # hybrid
+    "mamba": {"state_size": 8, "time_step_rank": 4, "expand": 2},  # states in the place of attention
     "gpt_oss": {**EXPERTS, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},  # attention sinks
 }  # fmt: skip
 

@@ -7,13 +7,16 @@ import families
 import pytest
 import torch
 import toy
-from peft import LoraConfig, PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
+from tieback.pipeline.model_loading import new_adapter
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.trainer.models import active_dropouts
 from tieback.reward_model.head import load_reward_model
 
+LORA = ModelConfig(use_peft=True, lora_r=2, lora_dropout=0.0)
 TOKENIZER = toy.tokenizer()
 IDS = torch.arange(5, 15).unsqueeze(0)
 
@@ -44,7 +47,7 @@ def test_ppo_tunes_the_whole_model_and_saves_what_loads_by_itself(name: str, tmp
 def test_ppo_tunes_an_adapter_and_saves_what_peft_loads(name: str, tmp_path: Path) -> None:
     families.family(name, TOKENIZER).save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapter = new_adapter(LORA, base)
     trainer = toy.ppo_trainer(tmp_path / "run", model=base, tok=TOKENIZER, peft_config=adapter)
     trainer.train()
     trainer.save_model()
@@ -65,6 +68,25 @@ def test_a_padded_row_is_scored_as_the_bare_one(name: str) -> None:
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             alone, _ = completion_logprobs(model, packed([prompt], [completion]), 0.7)
             torch.testing.assert_close(together[row, : len(completion)], alone[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),  # PEFT has no default
+        ("mamba", {"in_proj", "x_proj", "dt_proj"}),  # PEFT refuses out_proj
+        ("gpt_oss", {"q_proj", "k_proj", "v_proj", "o_proj"}),  # experts are no linear layers
+    ],
+)
+def test_an_adapter_goes_into_all_linear_layers_where_none_are_named(name: str, targets: set[str]) -> None:
+    model = families.family(name, TOKENIZER)
+    adapted = get_peft_model(model, new_adapter(LORA, model))
+    found = {n.split(".")[-4] for n, _ in adapted.named_parameters() if n.endswith("lora_A.default.weight")}
+    assert found == targets
+    named = new_adapter(ModelConfig(use_peft=True, lora_target_modules=["in_proj"]), model)
+    assert named is not None
+    assert named.target_modules == {"in_proj"}
+    assert new_adapter(ModelConfig(), model) is None
 
 
 def test_noise_of_a_router_is_found_and_switched_off(tmp_path: Path) -> None:
