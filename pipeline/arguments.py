@@ -55,6 +55,10 @@ class RunArguments:
         first = stage == "sft" or round == 1
         return Path(self.run_dir) / (stage if first else f"round{round}/{stage}")
 
+    def within(self, name: str) -> str:
+        """A name of a model with `{run_dir}`, if it begins with that, in the place of this round's folder."""
+        return name.replace("{run_dir}", str(self.stage_dir("reward").parent))
+
     def require(self, stage: str, wanted: str, round: int | None = None) -> Path:
         """Return `<stage_dir>/<wanted>`, or stop with the command that makes it.
 
@@ -147,6 +151,9 @@ def parse_stage(
             if item.resume_from_checkpoint is not None:
                 raise UsageError("overwrite starts anew: leave it out, or resume_from_checkpoint.")
             item.resume_from_checkpoint = "false"
+        template = getattr(item, "chat_template_path", None)
+        if template is not None and not Path(template).exists() and (config_path.parent / template).is_file():
+            item.chat_template_path = str(config_path.parent / template)
         # Transformers fills in "trainer_output" where nobody named a folder.
         if getattr(item, "output_dir", "") in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))

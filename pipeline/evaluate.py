@@ -33,6 +33,7 @@ from tieback.pipeline.digests import rows_digest, weights_digest
 from tieback.pipeline.finished import PLACES, is_finished
 from tieback.pipeline.model_loading import context_length, load_policy, load_tokenizer, load_whole
 from tieback.pipeline.prompts import load_prompts
+from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.report.gather import STAGES, write_facts, write_report
 from tieback.pipeline.report.pairs import SYSTEMS, Pair, evaluation_figures, make_pairs
 from tieback.pipeline.rollout.responses import reward_scores, sample_responses
@@ -91,7 +92,7 @@ class EvaluateArguments(RolloutSettings):
     gold_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Functions (module:function) or reward models (folder or hub name) whose sum is the gold score."
+            "help": "Functions (module:function) or reward models (folder or hub name; {run_dir} for this run's folder) whose sum is the gold score."
         },
     )
     batch_size: int = field(
@@ -162,7 +163,9 @@ def main() -> None:
             print(f"The page to read: {write_report(output_dir)}")
         return
     device = accelerator.device
-    gold = [load_scorer(name, args.batch_size, "gold_funcs", device) for name in args.gold_funcs or []]
+    gold = [
+        load_scorer(run.within(name), args.batch_size, "gold_funcs", device) for name in args.gold_funcs or []
+    ]
     reward_model = None
     if "reward" in folders:
         reward_model = load_reward_scorer(folders["reward"], args.batch_size, "reward_model_path", device)
@@ -216,7 +219,10 @@ def model_folders(run: RunArguments, args: EvaluateArguments) -> dict[str, str]:
         del named["reward"]
         if not args.gold_funcs:
             raise UsageError("Nothing would judge the responses: name gold_funcs, or a reward_model_path.")
-    return {stage: path or str(run.require(stage, "metrics.json").parent) for stage, path in named.items()}
+    return {
+        stage: folder_of(path) if path else str(run.require(stage, "metrics.json").parent)
+        for stage, path in named.items()
+    }
 
 
 def shared_tokenizer(folders: dict[str, str]) -> PreTrainedTokenizerBase:

@@ -72,7 +72,7 @@ class PPOArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward models (folder or hub name) and reward functions (module:function); <run_dir>/reward where not set."
+            "help": "Reward models (folder or hub name; {run_dir} for this run's folder) and reward functions (module:function); <run_dir>/reward where not set."
         },
     )
     critic_init: str = field(
@@ -172,7 +172,7 @@ def load_start(
 def reward_names(ppo_args: PPOArguments, run: RunArguments) -> list[str]:
     """Names of the rewards: those asked for, or this run's reward model."""
     if ppo_args.reward_funcs:
-        return ppo_args.reward_funcs
+        return [folder_of(run.within(name)) for name in ppo_args.reward_funcs]
     run.require("reward", "config.json")
     return [str(run.stage_dir("reward"))]
 

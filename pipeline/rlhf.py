@@ -98,10 +98,10 @@ def commands(arguments: RlhfArguments, stage_settings: list[str]) -> list[list[s
     for number in range(1, arguments.rounds + 1):
         for stage in (stage for stage in stages if stage != "sft"):
             planned.append(_stage(stage, arguments, number, stage_settings))
+            if stage == "reward":
+                planned += _further_reward_models(arguments, number, stage_settings)
             if stage == "collect" and arguments.ranked_by == "people":
                 planned.append(_label(arguments, number))
-    if arguments.model_name_or_path is not None:
-        planned[0] += ["--model_name_or_path", arguments.model_name_or_path]
     return planned
 
 
@@ -116,7 +116,29 @@ def _stage(stage: str, arguments: RlhfArguments, number: int, stage_settings: li
         command += ["--dataset_name", arguments.dataset_name]
     if stage == "collect" and arguments.ranked_by is not None:
         command += ["--annotator", "none" if arguments.ranked_by == "people" else "simulated"]
+    if arguments.model_name_or_path is not None:
+        # A recipe without sft starts PPO from the model itself, and evaluate compares with that.
+        started_by = {"ppo": "--model_name_or_path", "evaluate": "--sft_model_path"}
+        if "sft" in stages_of(recipe):
+            started_by = {"sft": "--model_name_or_path"}
+        if stage in started_by:
+            command += [started_by[stage], arguments.model_name_or_path]
     return [*command, *stage_settings]
+
+
+def _further_reward_models(
+    arguments: RlhfArguments, number: int, stage_settings: list[str]
+) -> list[list[str]]:
+    """One for each `reward_<name>.yaml` of the recipe, into the folder of that name beside `reward`."""
+    recipe = str(arguments.recipe)
+    folder = Path(recipe) if Path(recipe).is_dir() else RECIPES / recipe
+    beside = RunArguments(run_dir=str(arguments.run_dir), round=number).stage_dir("reward")
+    planned = []
+    for file in sorted(folder.glob("reward_*.yaml")):
+        command = _stage("reward", arguments, number, stage_settings)
+        command[command.index("--config") + 1] = str(file)
+        planned.append([*command, "--output_dir", str(beside.with_name(file.stem))])
+    return planned
 
 
 def _label(arguments: RlhfArguments, number: int) -> list[str]:

@@ -72,7 +72,7 @@ def _load_adapted(folder: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel
 
 
 def new_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """Make an untrained reward model of a language model: its backbone, and a new head (see `init_head`).
+    """Make an untrained reward model of a language model or an encoder: its backbone, and a new head (see `init_head`).
 
     Args:
         path: a folder or a hub name; a folder with a LoRA adapter gives its base with the adapter merged in.
@@ -205,6 +205,8 @@ def set_reward_bias(model: PreTrainedModel, value: float) -> None:
 
 # What sequence-classification classes call what stands on their backbone.
 _HEADS = ("score", "classifier", "classification_head", "logits_proj")
+# Weights that a backbone's file does not have: of a head and, for an encoder, of what pools for it.
+_NEW = rf"^({'|'.join(_HEADS)}|pre_classifier|sequence_summary|\w+\.pooler)\."
 
 
 class _ScalarHead:
@@ -255,7 +257,7 @@ def _from_pretrained(
     path: str | Path, config: PreTrainedConfig, kwargs: dict[str, Any], new_head: bool
 ) -> PreTrainedModel:
     stock = classifier_class(config)
-    expected = {"_keys_to_ignore_on_load_missing": [r"^score\."]} if new_head else {}
+    expected = {"_keys_to_ignore_on_load_missing": [_NEW]} if new_head else {}
     reward_class = _reward_class(stock, **expected)
     model, info = reward_class.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
     if hasattr(model, "score") and not hasattr(model.score.weight, "ds_id"):

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from trl import RewardConfig
 
 from tieback.cli.arguments import parse_flags
 from tieback.cli.errors import UsageError
 from tieback.pipeline import rlhf
-from tieback.pipeline.arguments import RECIPES, RunArguments
+from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
 from tieback.pipeline.collect import newest_policy
 from tieback.pipeline.reward import RewardArguments, collected_pairs, load_pairs
 from tieback.pipeline.rlhf import RlhfArguments, commands, launcher
@@ -197,3 +198,35 @@ def test_a_recipe_may_leave_stages_out(tmp_path):
     lines = planned("--recipe", str(tmp_path), "--model_name_or_path", "me/mine")
     assert [Path(line[0]).stem for line in lines] == ["ppo", "evaluate"]
     assert lines[0][-2:] == ["--model_name_or_path", "me/mine"]
+    assert lines[1][-2:] == ["--sft_model_path", "me/mine"]
+
+
+def test_a_recipe_may_have_further_reward_models_which_lie_beside_the_first(tmp_path):
+    for stage in ("reward", "reward_minilm", "ppo"):
+        (tmp_path / f"{stage}.yaml").write_text("seed: 1\n")
+    lines = planned("--recipe", str(tmp_path), "--rounds", "2")
+    assert [Path(line[0]).stem for line in lines] == ["reward", "reward", "ppo"] * 2
+    for line, folder in ((lines[1], "r"), (lines[4], "r/round2")):
+        assert line[2] == str(tmp_path / "reward_minilm.yaml")
+        assert line[-2:] == ["--output_dir", f"{folder}/reward_minilm"]
+    assert "--output_dir" not in lines[0]
+
+
+def test_a_recipe_names_a_model_within_the_folder_of_its_round():
+    assert RunArguments(run_dir="r", round=2).within("{run_dir}/reward_minilm") == "r/round2/reward_minilm"
+    assert RunArguments(run_dir="r").within("{run_dir}/reward_minilm") == "r/reward_minilm"
+    assert RunArguments(run_dir="r").within("me/mine") == "me/mine"
+
+
+def test_a_chat_template_is_looked_for_beside_the_recipe_too(tmp_path, monkeypatch):
+    beside = touch(tmp_path / "recipe" / "short.jinja")
+    config = touch(tmp_path / "recipe" / "reward.yaml", "chat_template_path: short.jinja\n")
+
+    def template():
+        argv = ["--config", str(config), "--run_dir", "r", "--use_cpu"]
+        return parse_stage("reward", (RunArguments, RewardConfig), argv)[1].chat_template_path
+
+    monkeypatch.chdir(tmp_path)
+    assert template() == str(beside)
+    touch(tmp_path / "short.jinja")
+    assert template() == "short.jinja"
