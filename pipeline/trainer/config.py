@@ -46,8 +46,8 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     """Settings of `PPOTrainer`.
 
     One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the
-    number of prompts (and so of completions) that each process samples for an iteration, and `learning_rate` is
-    scheduled once an iteration.
+    number of completions that each process samples for an iteration (`num_generations` for each prompt), and
+    `learning_rate` is scheduled once an iteration.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs"]  # noqa: RUF012
@@ -75,7 +75,13 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
         default=1e-5, metadata={"help": "Epsilon of Adam (1e-5 in InstructGPT's and OpenAI's PPO)."}
     )
     per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Prompts a process samples for one iteration."}
+        default=64, metadata={"help": "Completions a process samples for one iteration."}
+    )
+    num_generations: int = field(
+        default=1,
+        metadata={
+            "help": "Completions of each prompt in an iteration, all on one process: per_device_train_batch_size / num_generations prompts a process."
+        },
     )
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Prompts a process completes at a time in evaluate()."}
@@ -223,6 +229,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
         for name in (
             "per_device_train_batch_size",
+            "num_generations",
             "per_device_eval_batch_size",
             "micro_batch_size",
             "generation_batch_size",
@@ -247,6 +254,11 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             raise ValueError(f"reward_weights must be a list of finite numbers, got {weights!r}.")
         self._check_generation_kwargs()
         self._check_batch_sizes()
+
+    @property
+    def train_batch_size(self) -> int:
+        """Prompts that a process draws for an iteration: what Trainer makes its batches of."""
+        return self.per_device_train_batch_size // self.num_generations
 
     @property
     def chooses_by_metric(self) -> bool:
@@ -278,6 +290,11 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
 
     def _check_batch_sizes(self) -> None:
         local = self.per_device_train_batch_size
+        if local % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size={local} completions do not divide into num_generations="
+                f"{self.num_generations} of each prompt."
+            )
         if local * self.world_size % self.num_minibatches:
             raise ValueError(
                 f"{local * self.world_size} completions an iteration (per_device_train_batch_size={local} x "

@@ -43,6 +43,17 @@ def rollout_figures(scored: ScoredRollout, kl: Tensor, reward_names: Sequence[st
     }
 
 
+def std_within_prompt(scores: Tensor, num_generations: int) -> Tensor:
+    """Standard deviation of the scores of each prompt's completions, at each of them: [B].
+
+    Args:
+        scores: [B], those of a prompt next to each other.
+        num_generations: completions of a prompt.
+    """
+    by_prompt = scores.view(-1, num_generations)
+    return by_prompt.std(dim=1, correction=0).repeat_interleave(num_generations)
+
+
 def figure_names(reward_names: Sequence[str]) -> list[str]:
     """Names of all that `mean_figures` gives for rewards of these names."""
     return [

@@ -191,7 +191,7 @@ def check_evaluation(
         )
 
 
-def check_train_set(dataset: Dataset | None, per_device_batch: int, processes: int) -> None:
+def check_train_set(dataset: Dataset | None, args: PPOConfig, processes: int) -> None:
     """Check that the prompts fill at least one iteration; what is left over at the end of an epoch is left out.
 
     Raises:
@@ -199,9 +199,11 @@ def check_train_set(dataset: Dataset | None, per_device_batch: int, processes: i
     """
     if dataset is None:
         raise UsageError("train() needs prompts: give the trainer a train_dataset.")
-    if len(dataset) < per_device_batch * processes:
+    taken = args.train_batch_size * processes
+    if len(dataset) < taken:
+        several = f" / num_generations={args.num_generations}" if args.num_generations > 1 else ""
         raise UsageError(
-            f"The training set has {len(dataset)} prompts, but one iteration takes {per_device_batch * processes} "
-            f"(per_device_train_batch_size={per_device_batch} x {processes} processes). Lower the batch size or add "
-            "prompts."
+            f"The training set has {len(dataset)} prompts, but one iteration takes {taken} "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size}{several} x {processes} processes). "
+            "Lower the batch size or add prompts."
         )

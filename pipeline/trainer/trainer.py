@@ -40,7 +40,7 @@ from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_complet
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critics import RewardRole
 from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
-from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl
+from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl, std_within_prompt
 from tieback.pipeline.trainer.input_checks import (
     check_args,
     check_dataset,
@@ -222,9 +222,7 @@ class PPOTrainer(EvaluatedTrainer):
 
     def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> TrainOutput:
         """Train; with `resume_from_checkpoint` go on from that folder, or for True from the newest whole one."""
-        check_train_set(
-            self.train_dataset, self.args.per_device_train_batch_size, self.accelerator.num_processes
-        )
+        check_train_set(self.train_dataset, self.args, self.accelerator.num_processes)
         with self.interrupt:
             return super().train(resume_from_checkpoint, **kwargs)
 
@@ -237,11 +235,15 @@ class PPOTrainer(EvaluatedTrainer):
     # One iteration.
 
     def training_step(self, model: nn.Module, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
-        """One PPO iteration on a list of prompt rows. Returns the policy loss, for Trainer's own average."""
+        """One PPO iteration on a list of prompt rows, each of which is completed `num_generations` times.
+
+        Returns the policy loss, for Trainer's own average.
+        """
         model.train()
         if not self._checked and self.args.check_sampling:
             self._check_sampling(inputs)
-        scored = self.score(self.generate(inputs))
+        num_generations = self.args.num_generations
+        scored = self.score(self.generate([row for row in inputs for _ in range(num_generations)]))
         batch = self.to_batch(scored)
         stats = update(
             model,
@@ -258,7 +260,10 @@ class PPOTrainer(EvaluatedTrainer):
             self._checked = True
         assert batch.ref_logprobs is not None
         kl = sequence_kl(batch.old_logprobs, batch.ref_logprobs, batch.mask)
-        figures = self.accelerator.gather(rollout_figures(scored, kl, self.reward_names))
+        figures = rollout_figures(scored, kl, self.reward_names)
+        if num_generations > 1:
+            figures["reward/std_within_prompt"] = std_within_prompt(scored.raw_scores, num_generations)
+        figures = self.accelerator.gather(figures)
         rollout_metrics = mean_figures(figures)
         for name, value in {
             **rollout_metrics,
