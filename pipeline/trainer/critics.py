@@ -140,17 +140,17 @@ class RewardRole:
 
     def __init__(self, actor_critic: ActorCritic, name: str) -> None:
         # Not wrapped: no gradient is synchronised, and hooks that gather weights are in the module itself.
-        self._actor_critic = actor_critic
+        self.actor_critic = actor_critic
         self.name = name
         self.config = actor_critic.config
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self._actor_critic.policy.device
+        return self.actor_critic.policy.device
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
         """input_ids and attention_mask [B, T], padded on the right → logits [B, 1], fp32."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        (scores,) = self._actor_critic(inputs, task=self.name)
+        (scores,) = self.actor_critic(inputs, task=self.name)
         return SequenceClassifierOutput(logits=scores.unsqueeze(-1))

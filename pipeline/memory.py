@@ -1,0 +1,335 @@
+"""Memory that a run of PPO will need, by role and by phase, without loading a model.
+
+    python -m tieback.pipeline.memory --config lora --model_name_or_path Qwen/Qwen3-0.6B --max_prompt_length 512
+
+Takes every setting of ppo.py. Of a model its config alone is read; the trainer's own code then runs on tensors without
+contents, whose sizes are added up.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from peft import PeftConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from trl import ModelConfig
+
+from tieback.cli.errors import UsageError, run
+from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.live_memory import Sizes, phases_of, size_of
+from tieback.pipeline.model_loading import loading, new_adapter
+from tieback.pipeline.ppo import PPOArguments
+from tieback.pipeline.pypi_models import folder_of
+from tieback.pipeline.rollout.adapters import adapter_parameters
+from tieback.pipeline.rollout.token_scores import base_model
+from tieback.pipeline.stage import quiet_libraries
+from tieback.pipeline.trainer import PPOConfig
+from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.critics import CRITIC
+from tieback.pipeline.trainer.models import make_actor_critic
+from tieback.pipeline.trainer.precision import keep_frozen_in_bf16
+from tieback.pipeline.trainer.trainer import TOKENS_AT_A_TIME
+from tieback.reward_model.adapter import ScalarAdapter, base_of, same_model
+from tieback.reward_model.architectures import classifier_class
+
+# Bytes of optimiser states for each trained number; those of AdamW where the optimiser is none of these.
+OPTIMIZER_BYTES = {"sgd": 0, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adamw_8bit": 2}
+ADAMW_BYTES = 8
+MIB = 2**20
+
+
+@dataclass
+class MemoryArguments:
+    """What is asked of the estimate."""
+
+    prompt_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a prompt; max_prompt_length where not set."}
+    )
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of accelerate_configs/ that the run is launched with; one process if not given."
+        },
+    )
+    json: str | None = field(
+        default=None, metadata={"help": "File that the figures are written to, in bytes."}
+    )
+
+
+@dataclass
+class Estimate:
+    """Bytes of one process.
+
+    Args:
+        weights: by role.
+        gradients: of all trained weights.
+        optimizer: its states.
+        layer: weights of the largest layer.
+        phases: what each needs on top of weights and optimiser states (see `phases_of`).
+    """
+
+    weights: dict[str, int]
+    gradients: int
+    optimizer: int
+    layer: int
+    phases: dict[str, int]
+
+    @property
+    def held(self) -> int:
+        """Bytes that are there throughout the run."""
+        return sum(self.weights.values()) + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at a time."""
+        return self.held + max(self.phases[name] for name in ("generate", "score", "logprobs", "update"))
+
+    def figures(self) -> dict[str, int]:
+        """All of it, by flat names."""
+        return {
+            **{f"weights/{role}": size for role, size in self.weights.items()},
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "kv_cache": self.phases["kv_cache"],
+            **{f"peak/{name}": self.held + size for name, size in self.phases.items() if name != "kv_cache"},
+            "peak": self.peak,
+        }
+
+
+def main() -> None:
+    """Print the estimate of a run."""
+    quiet_libraries()
+    run_args, ppo_args, args, model_args, memory_args = parse_stage(
+        "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, MemoryArguments)
+    )
+    sizes = sizes_of(args, memory_args.prompt_length)
+    estimate = estimate_of(run_args, ppo_args, args, model_args, sizes)
+    if memory_args.accelerate_config is not None:
+        estimate = sharded(estimate, memory_args.accelerate_config, args.bf16)
+    show(estimate, sizes)
+    if memory_args.json is not None:
+        Path(memory_args.json).write_text(json.dumps(estimate.figures(), indent=2) + "\n", encoding="utf-8")
+
+
+def sizes_of(args: PPOConfig, prompt_length: int | None) -> Sizes:
+    """Rows and tokens of each phase, by the settings of the run.
+
+    Raises:
+        UsageError: the length of prompts is nowhere to be read.
+    """
+    prompt = prompt_length or args.max_prompt_length
+    if prompt is None:
+        raise UsageError("Nothing says how long a prompt is: set max_prompt_length or prompt_length.")
+    rows = args.per_device_train_batch_size
+    minibatch = max(rows // args.num_minibatches, 1)
+    width = prompt + args.max_completion_length
+    at_a_time = args.micro_batch_size or max(TOKENS_AT_A_TIME // width, 1)
+    return Sizes(
+        prompt_length=prompt,
+        completion_length=args.max_completion_length,
+        generated_rows=args.generation_batch_size or rows,
+        scored_rows=min(args.per_device_eval_batch_size, rows),
+        rows=min(at_a_time, minibatch),
+        micro_batches=-(-minibatch // at_a_time),
+    )
+
+
+def estimate_of(
+    run_args: RunArguments, ppo_args: PPOArguments, args: PPOConfig, model_args: ModelConfig, sizes: Sizes
+) -> Estimate:
+    """The estimate of one process that holds every model whole.
+
+    Raises:
+        UsageError: the policy, or a reward model, cannot be found.
+    """
+    name = model_args.model_name_or_path
+    if name is None:
+        run_args.require("sft", "config.json" if not model_args.use_peft else "")
+        name = str(run_args.stage_dir("sft"))
+    name = folder_of(name)
+    base = base_of(name)
+    config = _config("model_name_or_path", base or name, model_args)
+    with torch.device("meta"):
+        policy: Any = _causal_model(config, model_args)
+        peft_config = new_adapter(model_args, policy)
+        if model_args.use_peft and base is not None:
+            policy, peft_config = get_peft_model(policy, PeftConfig.from_pretrained(name)), None
+        adapter = peft_config or getattr(policy, "peft_config", {}).get("default")
+        scorers: Any = [
+            SimpleNamespace(model=model)
+            for model in _reward_models(ppo_args, run_args, config, base or name, adapter)
+        ]
+        start = None if ppo_args.critic_init == "policy" or not scorers else scorers[0].model
+        actor_critic, reference = make_actor_critic(policy, start, scorers, peft_config, args)
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16" if args.bf16 else "no")
+        whole = [scorer.model for scorer in scorers if isinstance(scorer.model, nn.Module)]
+        for module in filter(None, (actor_critic, reference, *whole)):
+            keep_frozen_in_bf16(module, accelerator)
+    actor_critic.train()
+    if args.gradient_checkpointing:
+        actor_critic.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+    weights = _weights(actor_critic, reference, whole, model_args)
+    trained = sum(p.numel() for p in actor_critic.parameters() if p.requires_grad)
+    phases = phases_of(actor_critic, reference, [s.model for s in scorers], args, sizes, args.bf16)
+    states = OPTIMIZER_BYTES.get(args.optim.value, ADAMW_BYTES)
+    return Estimate(weights, 4 * trained, states * trained, _largest_layer(actor_critic), phases)
+
+
+def _config(setting: str, name: str, model_args: ModelConfig) -> PreTrainedConfig:
+    with loading(setting, name):
+        return AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, attn_implementation=model_args.attn_implementation
+        )
+
+
+def _causal_model(config: PreTrainedConfig, model_args: ModelConfig) -> Any:
+    dtype = model_args.dtype
+    if model_args.load_in_4bit:
+        dtype = "bfloat16"  # which it is computed in; `_weights` counts what is kept
+    chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, str(dtype))
+    return AutoModelForCausalLM.from_config(config, dtype=chosen or torch.float32)
+
+
+def _reward_models(
+    ppo_args: PPOArguments, run_args: RunArguments, config: PreTrainedConfig, base: str, adapter: Any
+) -> list[Any]:
+    """The reward models that are named; this run's own, where it is not there yet, as one like the policy."""
+    own = str(run_args.stage_dir("reward"))
+    models: list[Any] = []
+    for named in ppo_args.reward_funcs or [own]:
+        name = folder_of(run_args.within(named))
+        if ":" in name and not Path(name).exists():
+            continue  # a function
+        made = name != own or Path(own, "config.json").is_file() or base_of(own) is not None
+        its_base = base_of(name)
+        if made and same_model(base, its_base):
+            adapter_config = PeftConfig.from_pretrained(name)
+        elif not made and adapter is not None:
+            adapter_config = adapter
+        else:
+            with loading("reward_funcs", name):
+                its_config = AutoConfig.from_pretrained(its_base or name) if made else config
+            its_config.num_labels = 1
+            models.append(classifier_class(its_config)._from_config(its_config, dtype=torch.float32))
+            continue
+        head = torch.zeros(1, config.get_text_config().hidden_size)
+        models.append(ScalarAdapter(adapter_config, {}, head, 0.0, name))
+    return models
+
+
+def _weights(
+    actor_critic: ActorCritic, reference: nn.Module | None, whole: list[nn.Module], model_args: ModelConfig
+) -> dict[str, int]:
+    policy = actor_critic.policy
+    adapters = {
+        "critic": [CRITIC],
+        "reference": ["reference"],
+        "reward": list(actor_critic.reward_heads),
+    }
+    own = {
+        role: sum(
+            parameter.numel() * parameter.element_size()
+            for name in names
+            for parameter in adapter_parameters(policy, name).values()
+        )
+        for role, names in adapters.items()
+    }
+    weights = {
+        "policy": size_of(policy) - sum(own.values()),
+        "critic": own["critic"] + size_of(actor_critic.critic),
+        "reference": own["reference"] + size_of(reference),
+        "reward": own["reward"] + size_of(*whole, actor_critic.reward_heads),
+    }
+    if model_args.load_in_4bit:
+        weights["policy"] -= _saved_by_4_bits(policy, model_args.use_bnb_nested_quant)
+    return weights
+
+
+def _saved_by_4_bits(policy: nn.Module, nested: bool) -> int:
+    """Bytes that bitsandbytes keeps a base's matrices in less than in bf16 (QLoRA, arXiv 2305.14314, section 3)."""
+    head = base_model(policy).get_output_embeddings()
+    numbers = sum(
+        module.weight.numel()
+        for module in policy.modules()
+        if type(module) is nn.Linear and module is not head and not module.weight.requires_grad
+    )
+    # A scale for each 64 numbers: in fp32, or in 8 bits and an fp32 scale for each 256 of them.
+    scales = numbers / 64 * (1 + 4 / 256 if nested else 4)
+    return int(numbers * (2 - 0.5) - scales)
+
+
+def _largest_layer(actor_critic: ActorCritic) -> int:
+    layers = [m for m in actor_critic.modules() if type(m).__name__ in actor_critic._no_split_modules]
+    return max(map(size_of, layers), default=0)
+
+
+def sharded(estimate: Estimate, path: str, bf16: bool) -> Estimate:
+    """What one of several processes needs, by what its backend divides among them.
+
+    DDP keeps a second copy of the gradients in its buckets. ZeRO-2 divides gradients and optimiser states, of which DeepSpeed
+    keeps fp32 copies of the weights as well; ZeRO-3 and FSDP divide the weights, too, gather two layers at a time, and the
+    whole policy to generate.
+
+    Raises:
+        UsageError: the file cannot be read, or is of a backend that PPO does not run on.
+    """
+    with loading("accelerate_config", path):
+        config = load_config_from_file(path)
+    kind, processes = str(config.distributed_type).removeprefix("DistributedType."), config.num_processes
+    weights, gradients, optimizer = estimate.weights, estimate.gradients, estimate.optimizer
+    phases = dict(estimate.phases)
+    if processes == 1 or kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        phases["update"] += gradients if processes > 1 else 0
+        return replace(estimate, phases=phases)
+    stage = (getattr(config, "deepspeed_config", None) or {}).get("zero_stage", 3)
+    if kind not in ("DEEPSPEED", "FSDP"):
+        raise UsageError(f"accelerate_config: {path} is for {kind}, which PPO does not run on.")
+    if kind == "DEEPSPEED":
+        optimizer += gradients  # as many bytes as an fp32 copy of what is trained
+    phases["update"] -= gradients - gradients // processes
+    if stage == 3:
+        whole = weights["policy"] // (2 if bf16 else 1)
+        weights = {role: size // processes for role, size in weights.items()}
+        phases["generate"] += whole
+        for name in ("score", "logprobs", "update"):
+            phases[name] += 2 * estimate.layer
+    return Estimate(weights, gradients // processes, optimizer // processes, estimate.layer, phases)
+
+
+def show(estimate: Estimate, sizes: Sizes) -> None:
+    """Print a table of what is held, and one of the phases."""
+    held = Table(title="Held throughout", title_justify="left")
+    held.add_column("")
+    held.add_column("MiB", justify="right")
+    for role, size in estimate.weights.items():
+        held.add_row(f"weights: {role}", f"{size / MIB:,.0f}")
+    held.add_row("optimiser states", f"{estimate.optimizer / MIB:,.0f}")
+    phases = Table(title="On top of that, by phase", title_justify="left")
+    for column in ("", "MiB", "of that"):
+        phases.add_column(column, justify="right" if column == "MiB" else "left")
+    rows = {
+        "generate": f"KV cache {estimate.phases['kv_cache'] / MIB:,.0f}; {sizes.generated_rows} rows",
+        "score": f"{sizes.scored_rows} rows",
+        "logprobs": f"{sizes.rows} rows",
+        "update": f"gradients {estimate.gradients / MIB:,.0f}; {sizes.rows} rows",
+    }
+    for name, note in rows.items():
+        phases.add_row(name, f"{estimate.phases[name] / MIB:,.0f}", note)
+    console = Console()
+    console.print(held, phases)
+    console.print(
+        f"Peak of a process: {estimate.peak / MIB:,.0f} MiB, at prompts of {sizes.prompt_length} and completions of "
+        f"{sizes.completion_length} tokens; the libraries themselves come on top."
+    )
+
+
+if __name__ == "__main__":
+    run(main)

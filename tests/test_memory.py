@@ -1,0 +1,136 @@
+"""The memory that a run will need: counted without contents as with them, by closed forms, and divided by backends."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from peft import LoraConfig
+from transformers import AutoConfig, LlamaForCausalLM
+
+from tieback.cli.errors import UsageError
+from tieback.pipeline import memory
+from tieback.pipeline.live_memory import LiveMemory, Sizes, _inputs, _loss, phases_of
+from tieback.pipeline.trainer import PPOConfig
+from tieback.pipeline.trainer.models import make_actor_critic
+
+ROOT = Path(__file__).parents[1]
+SHAPE = {
+    "vocab_size": 500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+SIZES = Sizes(
+    prompt_length=20, completion_length=12, generated_rows=6, scored_rows=5, rows=4, micro_batches=3
+)
+
+
+def models(settings: PPOConfig, lora: bool) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    policy = LlamaForCausalLM(toy.config(**SHAPE))
+    adapter = LoraConfig(r=4, target_modules="all-linear") if lora else None
+    return make_actor_critic(policy, None, [], adapter, settings)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_tensors_without_contents_need_what_real_ones_do(tmp_path: Path, lora: bool) -> None:
+    settings = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    real, _ = models(settings, lora)
+    found: dict[str, int] = {}
+    live = LiveMemory()
+    with live:
+        for tensor in (*real.parameters(), *real.buffers()):
+            live._count(tensor.untyped_storage())
+        inputs = _inputs(SIZES)
+        with live.above_now(found, "update"):
+            for _ in range(2):
+                _loss(real, inputs, settings).backward()
+    estimated = phases_of(*models(settings, lora), [], settings, SIZES, bf16=False)
+    assert estimated["update"] == pytest.approx(found["update"], rel=0.001)
+    gradients = 4 * sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert sum(p.grad.nbytes for p in real.parameters() if p.grad is not None) == gradients
+    assert estimated["update"] > gradients
+
+
+def estimate(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, int]:
+    """What the command writes of a model of which there is a config alone."""
+    toy.config(**SHAPE).save_pretrained(folder / "model")
+    config = AutoConfig.from_pretrained(folder / "model")
+    config.num_labels = 1
+    config.save_pretrained(folder / "reward")
+    settings = {
+        "model_name_or_path": folder / "model", "reward_funcs": folder / "reward", "run_dir": folder / "run",
+        "max_prompt_length": 20, "max_completion_length": 12, "per_device_train_batch_size": 8, "num_minibatches": 1,
+        "json": folder / "memory.json",
+    }  # fmt: skip
+    argv = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    (folder / "ppo.yaml").write_text("critic_init: policy\n")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setattr(sys, "argv", ["memory", "--config", str(folder / "ppo.yaml"), *argv, *flags])
+    memory.main()
+    figures: dict[str, int] = json.loads((folder / "memory.json").read_text())
+    return figures
+
+
+def test_four_whole_models_and_a_cache_of_their_closed_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = estimate(tmp_path, monkeypatch)
+    policy = LlamaForCausalLM(toy.config(**SHAPE))
+    numbers, head = policy.num_parameters(), SHAPE["hidden_size"]
+    rotary = 2 * 4 * SHAPE["hidden_size"] // SHAPE["num_attention_heads"] // 2
+    assert figures["weights/policy"] == figures["weights/reference"] == 4 * numbers + rotary
+    assert figures["weights/critic"] == figures["weights/reward"] == 4 * (numbers + head) + rotary
+    assert figures["gradients"] == 4 * (2 * numbers + head)
+    assert figures["optimizer"] == 8 * (2 * numbers + head)
+    # Keys and values: layers x rows x key-value heads x head size x all tokens but the last, in fp32.
+    assert figures["kv_cache"] == 2 * 3 * 8 * 2 * 16 * 31 * 4
+    assert figures["peak"] == max(value for name, value in figures.items() if name.startswith("peak/"))
+
+
+def test_lora_trains_adapters_and_bf16_halves_what_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = ["--use_peft", "--lora_r", "4", "--critic", "adapter"]
+    full, half = (estimate(tmp_path, monkeypatch, *lora, "--bf16", value) for value in ("false", "true"))
+    # r x (inputs + outputs) of each of the seven matrices of three layers.
+    adapter = 4 * 3 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 160))
+    assert full["gradients"] == 4 * (2 * adapter + 64)
+    assert full["weights/reference"] == 0
+    # Rotary positions are in fp32, and with them what is cached.
+    assert full["kv_cache"] == half["kv_cache"]
+    matrices = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    # The head, which is tied to the embeddings, becomes a matrix of its own.
+    assert full["weights/policy"] - half["weights/policy"] == 2 * matrices - 2 * 500 * 64
+    four_bits = estimate(tmp_path, monkeypatch, *lora, "--bf16", "true", "--load_in_4bit")
+    # Embeddings, with the head that is tied to them, and norms are in bf16 with it: 2 bytes less, or (the head) 4.
+    others = 2 * (500 * 64 + 7 * 64) + 2 * 500 * 64
+    saved = half["weights/policy"] - four_bits["weights/policy"]
+    assert saved == pytest.approx(matrices * (2 - 0.5 - 4 / 64) + others, abs=64)
+
+
+def test_backends_divide_what_they_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = estimate(tmp_path, monkeypatch)
+    configs = ROOT / "accelerate_configs"
+    by_name = {
+        name: estimate(tmp_path, monkeypatch, "--accelerate_config", str(configs / f"{name}.yaml"))
+        for name in ("single_gpu", "multi_gpu", "zero2", "zero3", "fsdp2")
+        if (configs / f"{name}.yaml").is_file()
+    }
+    assert by_name["multi_gpu"]["peak/update"] == alone["peak/update"] + alone["gradients"]
+    for name in ("zero3", "fsdp2"):
+        assert by_name[name]["weights/policy"] == alone["weights/policy"] // 8
+        assert by_name[name]["gradients"] == alone["gradients"] // 8
+        assert by_name[name]["peak/generate"] > alone["weights/policy"]
+    assert by_name["fsdp2"]["optimizer"] == alone["optimizer"] // 8
+    assert by_name["zero2"]["weights/policy"] == alone["weights/policy"]
+    assert by_name["zero2"]["optimizer"] == (alone["optimizer"] + alone["gradients"]) // 8
+
+
+def test_a_length_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(UsageError, match="how long a prompt is: set max_prompt_length or prompt_length"):
+        memory.sizes_of(args, None)
+    assert memory.sizes_of(args, 100).prompt_length == 100
