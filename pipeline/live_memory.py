@@ -194,11 +194,17 @@ def _generate(policy: Any, sizes: Sizes, live: LiveMemory, found: dict[str, int]
         _sample(policy(torch.zeros(rows, sizes.prompt_length, dtype=torch.long), logits_to_keep=1))
     before = live.now
     # The pass that fills it here is one of the estimate alone: of it the cache counts, and not its peak.
-    cache = policy(torch.zeros(rows, width - 1, dtype=torch.long), logits_to_keep=1).past_key_values
+    output = policy(torch.zeros(rows, width - 1, dtype=torch.long), logits_to_keep=1)
+    cache, states = output.get("past_key_values"), output.get("cache_params")
+    del output
     found["kv_cache"] = live.now - before
     with live.above_now(steps, "token"):
         ids = torch.zeros(rows, 1, dtype=torch.long)
-        _sample(policy(ids, past_key_values=cache, logits_to_keep=1))
+        _sample(
+            policy(ids, past_key_values=cache, logits_to_keep=1)
+            if states is None  # those of Mamba, which is not asked for the few bytes of a token
+            else policy(ids, use_cache=False, logits_to_keep=1)
+        )
     found["generate"] = max(steps["prompt"], found["kv_cache"] + steps["token"])
 
 

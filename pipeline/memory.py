@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from trl import ModelConfig
 
-from tieback.cli.errors import UsageError, run
+from tieback.cli.errors import UsageError, first_line, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.live_memory import Sizes, phases_of, size_of
 from tieback.pipeline.model_loading import loading, new_adapter
@@ -148,7 +148,7 @@ def estimate_of(
     """The estimate of one process that holds every model whole.
 
     Raises:
-        UsageError: the policy, or a reward model, cannot be found.
+        UsageError: the policy, or a reward model, cannot be found; or a model chooses by its numbers what it computes.
     """
     name = model_args.model_name_or_path
     if name is None:
@@ -178,7 +178,13 @@ def estimate_of(
         actor_critic.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     weights = _weights(actor_critic, reference, whole, model_args)
     trained = sum(p.numel() for p in actor_critic.parameters() if p.requires_grad)
-    phases = phases_of(actor_critic, reference, [s.model for s in scorers], args, sizes, args.bf16)
+    try:
+        phases = phases_of(actor_critic, reference, [s.model for s in scorers], args, sizes, args.bf16)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UsageError(
+            f"The passes of {config.model_type} cannot be followed without their contents, as those of a mixture of experts "
+            f"cannot ({first_line(error)})."
+        ) from error
     states = OPTIMIZER_BYTES.get(args.optim.value, ADAMW_BYTES)
     return Estimate(weights, 4 * trained, states * trained, _largest_layer(actor_critic), phases)
 

@@ -129,6 +129,20 @@ def test_backends_divide_what_they_divide(tmp_path: Path, monkeypatch: pytest.Mo
     assert by_name["zero2"]["optimizer"] == (alone["optimizer"] + alone["gradients"]) // 8
 
 
+def test_a_mixture_of_experts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = {**SHAPE, "num_experts": 4, "num_experts_per_tok": 2}
+    AutoConfig.for_model("olmoe", pad_token_id=0, **experts).save_pretrained(tmp_path / "experts")
+    with pytest.raises(UsageError, match="passes of olmoe cannot be followed"):
+        estimate(
+            tmp_path,
+            monkeypatch,
+            "--model_name_or_path",
+            str(tmp_path / "experts"),
+            "--reward_funcs",
+            "math:sqrt",
+        )
+
+
 def test_a_length_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(UsageError, match="how long a prompt is: set max_prompt_length or prompt_length"):
