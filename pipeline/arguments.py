@@ -56,7 +56,7 @@ class RunArguments:
         return Path(self.run_dir) / (stage if first else f"round{round}/{stage}")
 
     def within(self, name: str) -> str:
-        """A name of a model with `{run_dir}`, if it begins with that, in the place of this round's folder."""
+        """The name of a model, with the folder of this round in the place of `{run_dir}`."""
         return name.replace("{run_dir}", str(self.stage_dir("reward").parent))
 
     def require(self, stage: str, wanted: str, round: int | None = None) -> Path:
@@ -102,6 +102,7 @@ def parse_stage(
 
     `--config` is a YAML file, or the name of a built-in recipe: where it is not given, `lora` for a model that the command
     line names, else `helpdesk`. Chooses the device, and makes the process group, as soon as the settings are read.
+    A chat template that is not found by its path is looked for beside the recipe.
     `output_dir` is `<run_dir>/<stage>` unless the recipe or the command line names another, and `run_dir` a folder of the
     model's own where the recipe names a model, or the command line another one (see `_folder_of_own`).
 

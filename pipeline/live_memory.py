@@ -62,10 +62,10 @@ class LiveMemory(TorchDispatchMode):
 
     @contextmanager
     def above_now(self, phase: dict[str, int], name: str) -> Iterator[None]:
-        """Write the most bytes that come on top of those that are alive into `phase[name]`."""
+        """Keep the most bytes that come on top of those that are alive in `phase[name]`, if it has no greater number yet."""
         before = self.peak = self.now
         yield
-        phase[name] = self.peak - before
+        phase[name] = max(phase.get(name, 0), self.peak - before)
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,10 @@ def phases_of(
                 _without_contents(module)
         width = sizes.prompt_length + sizes.completion_length
         with torch.no_grad():
-            _generate(actor_critic.policy, sizes, live, found)
+            _generate(actor_critic, sizes, live, found)
             for model in reward_models:
-                score: dict[str, int] = {}
-                with live.above_now(score, "score"):
+                with live.above_now(found, "score"):
                     _score(model, torch.zeros(sizes.scored_rows, width, dtype=torch.long))
-                found["score"] = max(found["score"], score["score"])
             inputs = _inputs(sizes)
             with live.above_now(found, "logprobs"):
                 actor_critic(inputs)
@@ -185,13 +183,18 @@ def _inputs(sizes: Sizes) -> dict[str, Tensor]:
     }
 
 
-def _generate(policy: Any, sizes: Sizes, live: LiveMemory, found: dict[str, int]) -> None:
+def _generate(actor_critic: ActorCritic, sizes: Sizes, live: LiveMemory, found: dict[str, int]) -> None:
     """The prompt's pass, and the last token's with the cache of all before it; the greater one counts."""
-    rows = sizes.generated_rows
+    policy, rows = actor_critic.policy, sizes.generated_rows
+
+    def sample(ids: Tensor, **how: Any) -> None:
+        logits = policy(ids, logits_to_keep=1, **how).logits[:, -1].float()
+        torch.softmax(logits / actor_critic.temperature, dim=-1)
+
     width = sizes.prompt_length + sizes.completion_length
     steps: dict[str, int] = {}
     with live.above_now(steps, "prompt"):
-        _sample(policy(torch.zeros(rows, sizes.prompt_length, dtype=torch.long), logits_to_keep=1))
+        sample(torch.zeros(rows, sizes.prompt_length, dtype=torch.long))
     before = live.now
     # The pass that fills it here is one of the estimate alone: of it the cache counts, and not its peak.
     output = policy(torch.zeros(rows, width - 1, dtype=torch.long), logits_to_keep=1)
@@ -199,17 +202,10 @@ def _generate(policy: Any, sizes: Sizes, live: LiveMemory, found: dict[str, int]
     del output
     found["kv_cache"] = live.now - before
     with live.above_now(steps, "token"):
-        ids = torch.zeros(rows, 1, dtype=torch.long)
-        _sample(
-            policy(ids, past_key_values=cache, logits_to_keep=1)
-            if states is None  # those of Mamba, which is not asked for the few bytes of a token
-            else policy(ids, use_cache=False, logits_to_keep=1)
-        )
+        # Mamba has states in the place of a cache; the pass of one token takes a few bytes with or without them.
+        how = {"past_key_values": cache} if states is None else {"use_cache": False}
+        sample(torch.zeros(rows, 1, dtype=torch.long), **how)
     found["generate"] = max(steps["prompt"], found["kv_cache"] + steps["token"])
-
-
-def _sample(output: Any) -> None:
-    torch.softmax(output.logits[:, -1].float() / 0.7, dim=-1)
 
 
 def _score(model: Any, ids: Tensor) -> None:

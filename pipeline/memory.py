@@ -6,11 +6,12 @@ Takes every setting of ppo.py. Of a model its config alone is read; the trainer'
 contents, whose sizes are added up.
 """
 
+import copy
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -62,6 +63,10 @@ class MemoryArguments:
     json: str | None = field(
         default=None, metadata={"help": "File that the figures are written to, in bytes."}
     )
+
+    def __post_init__(self) -> None:
+        if self.prompt_length is not None and self.prompt_length < 1:
+            raise ValueError(f"prompt_length must be at least 1, got {self.prompt_length}.")
 
 
 @dataclass
@@ -163,11 +168,12 @@ def estimate_of(
         if model_args.use_peft and base is not None:
             policy, peft_config = get_peft_model(policy, PeftConfig.from_pretrained(name)), None
         adapter = peft_config or getattr(policy, "peft_config", {}).get("default")
-        scorers: Any = [
-            SimpleNamespace(model=model)
-            for model in _reward_models(ppo_args, run_args, config, base or name, adapter)
-        ]
+        own = _Base(config, base or name, adapter)
+        scorers: Any = [SimpleNamespace(model=model) for model in _reward_models(ppo_args, run_args, own)]
         start = None if ppo_args.critic_init == "policy" or not scorers else scorers[0].model
+        if ppo_args.value_model is not None:
+            value_model = folder_of(ppo_args.value_model)
+            start = _scalar_model("value_model", value_model, own, may_share=args.critic != "separate")
         actor_critic, reference = make_actor_critic(policy, start, scorers, peft_config, args)
         accelerator = Accelerator(cpu=True, mixed_precision="bf16" if args.bf16 else "no")
         whole = [scorer.model for scorer in scorers if isinstance(scorer.model, nn.Module)]
@@ -180,7 +186,7 @@ def estimate_of(
     trained = sum(p.numel() for p in actor_critic.parameters() if p.requires_grad)
     try:
         phases = phases_of(actor_critic, reference, [s.model for s in scorers], args, sizes, args.bf16)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise UsageError(
             f"The passes of {config.model_type} cannot be followed without their contents, as those of a mixture of experts "
             f"cannot ({first_line(error)})."
@@ -198,37 +204,51 @@ def _config(setting: str, name: str, model_args: ModelConfig) -> PreTrainedConfi
 
 def _causal_model(config: PreTrainedConfig, model_args: ModelConfig) -> Any:
     dtype = model_args.dtype
-    if model_args.load_in_4bit:
+    if _is_quantised(model_args):
         dtype = "bfloat16"  # which it is computed in; `_weights` counts what is kept
     chosen = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, str(dtype))
     return AutoModelForCausalLM.from_config(config, dtype=chosen or torch.float32)
 
 
-def _reward_models(
-    ppo_args: PPOArguments, run_args: RunArguments, config: PreTrainedConfig, base: str, adapter: Any
-) -> list[Any]:
+@dataclass(frozen=True)
+class _Base:
+    """What the policy stands on: its config and its name; and the config of its adapter, if it has one."""
+
+    config: PreTrainedConfig
+    name: str
+    adapter: Any
+
+
+def _reward_models(ppo_args: PPOArguments, run_args: RunArguments, own: _Base) -> list[Any]:
     """The reward models that are named; this run's own, where it is not there yet, as one like the policy."""
-    own = str(run_args.stage_dir("reward"))
+    folder = run_args.stage_dir("reward")
     models: list[Any] = []
-    for named in ppo_args.reward_funcs or [own]:
+    for named in ppo_args.reward_funcs or [str(folder)]:
         name = folder_of(run_args.within(named))
-        if ":" in name and not Path(name).exists():
-            continue  # a function
-        made = name != own or Path(own, "config.json").is_file() or base_of(own) is not None
-        its_base = base_of(name)
-        if made and same_model(base, its_base):
-            adapter_config = PeftConfig.from_pretrained(name)
-        elif not made and adapter is not None:
-            adapter_config = adapter
-        else:
-            with loading("reward_funcs", name):
-                its_config = AutoConfig.from_pretrained(its_base or name) if made else config
-            its_config.num_labels = 1
-            models.append(classifier_class(its_config)._from_config(its_config, dtype=torch.float32))
-            continue
-        head = torch.zeros(1, config.get_text_config().hidden_size)
-        models.append(ScalarAdapter(adapter_config, {}, head, 0.0, name))
+        if name == str(folder) and not folder.exists():
+            models.append(_untrained(own.config) if own.adapter is None else _adapter(own.adapter, own, name))
+        elif ":" not in name or Path(name).exists():  # and no function
+            models.append(_scalar_model("reward_funcs", name, own))
     return models
+
+
+def _scalar_model(setting: str, name: str, own: _Base, may_share: bool = True) -> Any:
+    """A reward model or critic: an adapter of the policy's base, which it may share, or a whole model."""
+    base = base_of(name)
+    with loading(setting, name):
+        if may_share and own.adapter is not None and same_model(own.name, base):
+            return _adapter(PeftConfig.from_pretrained(name), own, name)
+        return _untrained(AutoConfig.from_pretrained(base or name))
+
+
+def _adapter(config: Any, own: _Base, name: str) -> ScalarAdapter:
+    return ScalarAdapter(config, {}, torch.zeros(1, own.config.get_text_config().hidden_size), 0.0, name)
+
+
+def _untrained(config: PreTrainedConfig) -> Any:
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    return cast(Any, classifier_class(config))._from_config(config, dtype=torch.float32)
 
 
 def _weights(
@@ -254,22 +274,29 @@ def _weights(
         "reference": own["reference"] + size_of(reference),
         "reward": own["reward"] + size_of(*whole, actor_critic.reward_heads),
     }
-    if model_args.load_in_4bit:
-        weights["policy"] -= _saved_by_4_bits(policy, model_args.use_bnb_nested_quant)
+    weights["policy"] -= _saved_by_quantising(policy, model_args)
     return weights
 
 
-def _saved_by_4_bits(policy: nn.Module, nested: bool) -> int:
+def _saved_by_quantising(policy: nn.Module, model_args: ModelConfig) -> int:
     """Bytes that bitsandbytes keeps a base's matrices in less than in bf16 (QLoRA, arXiv 2305.14314, section 3)."""
+    if not _is_quantised(model_args):
+        return 0
     head = base_model(policy).get_output_embeddings()
     numbers = sum(
         module.weight.numel()
         for module in policy.modules()
         if type(module) is nn.Linear and module is not head and not module.weight.requires_grad
     )
+    if model_args.load_in_8bit:
+        return numbers  # its scales, one a row, are nothing beside it
     # A scale for each 64 numbers: in fp32, or in 8 bits and an fp32 scale for each 256 of them.
-    scales = numbers / 64 * (1 + 4 / 256 if nested else 4)
+    scales = numbers / 64 * (1 + 4 / 256 if model_args.use_bnb_nested_quant else 4)
     return int(numbers * (2 - 0.5) - scales)
+
+
+def _is_quantised(model_args: ModelConfig) -> bool:
+    return model_args.load_in_4bit or model_args.load_in_8bit
 
 
 def _largest_layer(actor_critic: ActorCritic) -> int:
@@ -282,7 +309,8 @@ def sharded(estimate: Estimate, path: str, bf16: bool) -> Estimate:
 
     DDP keeps a second copy of the gradients in its buckets. ZeRO-2 divides gradients and optimiser states, of which DeepSpeed
     keeps fp32 copies of the weights as well; ZeRO-3 and FSDP divide the weights, too, gather two layers at a time, and the
-    whole policy to generate.
+    whole policy to generate. Weights are counted in the precision of one process, though DeepSpeed keeps all of them in
+    bf16 under bf16.
 
     Raises:
         UsageError: the file cannot be read, or is of a backend that PPO does not run on.

@@ -21,7 +21,7 @@ import psutil
 
 from tieback.cli.arguments import parse_flags
 from tieback.cli.errors import UsageError, run
-from tieback.pipeline.arguments import RECIPES, RunArguments, recipe_path, run_folder_of
+from tieback.pipeline.arguments import RECIPES, RunArguments, run_folder_of
 
 PIPELINE = Path(__file__).resolve().parent
 STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
@@ -82,8 +82,11 @@ class RlhfArguments:
 
 def stages_of(recipe: str) -> list[str]:
     """Stages that a recipe has a file for, in their order: one that starts from an instructed model needs no sft, say."""
-    folder = Path(recipe) if Path(recipe).is_dir() else RECIPES / recipe
-    return [stage for stage in STAGES if (folder / f"{stage}.yaml").is_file()]
+    return [stage for stage in STAGES if (_folder(recipe) / f"{stage}.yaml").is_file()]
+
+
+def _folder(recipe: str) -> Path:
+    return Path(recipe) if Path(recipe).is_dir() else RECIPES / recipe
 
 
 def commands(arguments: RlhfArguments, stage_settings: list[str]) -> list[list[str]]:
@@ -105,10 +108,12 @@ def commands(arguments: RlhfArguments, stage_settings: list[str]) -> list[list[s
     return planned
 
 
-def _stage(stage: str, arguments: RlhfArguments, number: int, stage_settings: list[str]) -> list[str]:
+def _stage(
+    stage: str, arguments: RlhfArguments, number: int, stage_settings: list[str], file: Path | None = None
+) -> list[str]:
+    """The command of a stage, with the recipe's file of its name, or another one."""
     recipe = str(arguments.recipe)
-    by_recipe = Path(recipe, f"{stage}.yaml")
-    config = by_recipe if by_recipe.is_file() else recipe_path(recipe, stage)
+    config = file or _folder(recipe) / f"{stage}.yaml"
     command = [str(PIPELINE / f"{stage}.py"), "--config", str(config), "--run_dir", str(arguments.run_dir)]
     if number > 1:
         command += ["--round", str(number)]
@@ -118,9 +123,8 @@ def _stage(stage: str, arguments: RlhfArguments, number: int, stage_settings: li
         command += ["--annotator", "none" if arguments.ranked_by == "people" else "simulated"]
     if arguments.model_name_or_path is not None:
         # A recipe without sft starts PPO from the model itself, and evaluate compares with that.
-        started_by = {"ppo": "--model_name_or_path", "evaluate": "--sft_model_path"}
-        if "sft" in stages_of(recipe):
-            started_by = {"sft": "--model_name_or_path"}
+        without_sft = {"ppo": "--model_name_or_path", "evaluate": "--sft_model_path"}
+        started_by = {"sft": "--model_name_or_path"} if "sft" in stages_of(recipe) else without_sft
         if stage in started_by:
             command += [started_by[stage], arguments.model_name_or_path]
     return [*command, *stage_settings]
@@ -130,15 +134,14 @@ def _further_reward_models(
     arguments: RlhfArguments, number: int, stage_settings: list[str]
 ) -> list[list[str]]:
     """One for each `reward_<name>.yaml` of the recipe, into the folder of that name beside `reward`."""
-    recipe = str(arguments.recipe)
-    folder = Path(recipe) if Path(recipe).is_dir() else RECIPES / recipe
     beside = RunArguments(run_dir=str(arguments.run_dir), round=number).stage_dir("reward")
-    planned = []
-    for file in sorted(folder.glob("reward_*.yaml")):
-        command = _stage("reward", arguments, number, stage_settings)
-        command[command.index("--config") + 1] = str(file)
-        planned.append([*command, "--output_dir", str(beside.with_name(file.stem))])
-    return planned
+    return [
+        [
+            *_stage("reward", arguments, number, stage_settings, file),
+            *("--output_dir", str(beside.with_name(file.stem))),
+        ]
+        for file in sorted(_folder(str(arguments.recipe)).glob("reward_*.yaml"))
+    ]
 
 
 def _label(arguments: RlhfArguments, number: int) -> list[str]:

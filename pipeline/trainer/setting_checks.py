@@ -109,7 +109,7 @@ def check_supported(args: Any) -> None:
     if loader.split_batches or loader.dispatch_batches:
         raise ValueError(
             "accelerator_config: split_batches and dispatch_batches are not supported: each process draws "
-            "per_device_train_batch_size prompts for itself."
+            "its own prompts."
         )
     if (loader.gradient_accumulation_kwargs or {}).get("num_steps", 1) != 1:
         raise ValueError(
