@@ -36,8 +36,8 @@ from tieback.pipeline.trainer import PPOConfig
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.critics import CRITIC
 from tieback.pipeline.trainer.models import make_actor_critic
+from tieback.pipeline.trainer.passes import TOKENS_AT_A_TIME
 from tieback.pipeline.trainer.precision import keep_frozen_in_bf16
-from tieback.pipeline.trainer.trainer import TOKENS_AT_A_TIME
 from tieback.reward_model.adapter import ScalarAdapter, base_of, same_model
 from tieback.reward_model.architectures import classifier_class
 

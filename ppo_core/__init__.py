@@ -1,7 +1,7 @@
 """The mathematics of PPO, for a paddle and for a language model alike: torch and accelerate only."""
 
 from tieback.ppo_core.advantages import explained_variance, gae, masked_mean, whiten
-from tieback.ppo_core.batch import Batch
+from tieback.ppo_core.batch import Batch, RowLengths
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
 from tieback.ppo_core.kl_control import AdaptiveKLController, FixedKLController
 from tieback.ppo_core.objective import (
@@ -23,6 +23,7 @@ __all__ = [
     "PPOHyperparameters",
     "PPOStats",
     "PolicyOutputs",
+    "RowLengths",
     "Term",
     "entropy",
     "explained_variance",

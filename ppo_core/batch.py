@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+# What a pass of a model costs beside its positions, in positions: about that of launching the kernels of a small model.
+_PASS = 256
+
 
 @dataclass
 class Batch:
@@ -66,19 +69,19 @@ class Batch:
         columns = {name: column.unsqueeze(1) for name, column in flat._columns().items()}
         return Batch(inputs=flat.inputs, **columns)
 
-    def micro_batches(self, rows: Tensor, size: int, count: int) -> Iterator["Batch"]:
-        """`rows` in `count` pieces of at most `size`.
+    def shortened(self, steps: int, inputs: dict[str, Tensor]) -> "Batch":
+        """The first `steps` steps of each row, with the inputs that fit them."""
+        return Batch(inputs=inputs, **{name: column[:, :steps] for name, column in self._columns().items()})
 
-        Pieces beyond the last of `rows` hold nothing that counts: a row that is wholly masked. They keep a rank in
-        step with others that have more rows.
+    def micro_batches(self, groups: Sequence[Tensor], count: int) -> Iterator["Batch"]:
+        """The rows of each of `groups`, then as many batches as make up `count` in which nothing counts.
+
+        Such a batch is one row, wholly masked. They keep a rank in step with others that have more rows.
         """
-        for start in range(0, count * size, size):
-            piece = rows[start : start + size]
-            if len(piece):
-                yield self[piece]
-            else:
-                filler = self[:1]
-                yield replace(filler, mask=torch.zeros_like(filler.mask))
+        yield from (self[rows] for rows in groups)
+        filler = self[groups[-1][-1:] if groups else slice(1)]
+        for _ in range(count - len(groups)):
+            yield replace(filler, mask=torch.zeros_like(filler.mask))
 
     def _columns(self) -> dict[str, Tensor]:
         """The `[B, T]` tensors that are there, by name."""
@@ -114,3 +117,52 @@ def minibatch_rows(
         ]
         for rows in permutation.tensor_split(num_minibatches)
     ]
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """How far the rows of a batch are filled, so that a pass of the policy computes little padding.
+
+    Args:
+        positions: of each of the B rows, that the policy has to compute: prompt and response tokens, say.
+        trim: cuts some rows of the batch to what the longest of them fills. It is given inputs on the device where
+            they lay in the batch.
+        max_positions: most positions in one pass, padding included; a longer row has a pass of its own.
+    """
+
+    positions: Sequence[int]
+    trim: Callable[[Batch], Batch]
+    max_positions: int | None = None
+
+
+def like_length_groups(positions: Sequence[int], max_rows: int, max_positions: int | None) -> list[Tensor]:
+    """Put rows into passes, like lengths together, such that the passes cost the least.
+
+    A pass costs its rows times the longest of them, and a constant. The best split of rows that are sorted by length
+    is found by dynamic programming.
+
+    Args:
+        positions: filled positions of each row.
+        max_rows: most rows in a pass.
+        max_positions: most positions in a pass of several rows, padding included; None for no such limit.
+
+    Returns:
+        For each pass the indices of its rows, the longest row first, and the pass of the longest row first: where
+        memory is too small, it shows at once.
+    """
+    order = sorted(range(len(positions)), key=lambda row: -positions[row])
+    cost = [0.0, *[float("inf")] * len(order)]
+    first_of = [0] * len(cost)
+    for first, row in enumerate(order):
+        for end in range(first + 1, min(first + max_rows, len(order)) + 1):
+            computed = positions[row] * (end - first)
+            if max_positions is not None and computed > max_positions and end > first + 1:
+                break
+            if cost[first] + _PASS + computed < cost[end]:
+                cost[end], first_of[end] = cost[first] + _PASS + computed, first
+    groups: list[Tensor] = []
+    end = len(order)
+    while end:
+        groups.append(torch.tensor(order[first_of[end] : end]))
+        end = first_of[end]
+    return groups[::-1]

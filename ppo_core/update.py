@@ -1,16 +1,15 @@
 """The only optimiser loop: epochs × minibatches × micro-batches over one rollout."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast
-from torch import nn
+from torch import Tensor, nn
 
 from tieback.ppo_core.advantages import explained_variance, masked_sum, whiten
-from tieback.ppo_core.batch import Batch, minibatch_rows
+from tieback.ppo_core.batch import Batch, RowLengths, like_length_groups, minibatch_rows
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
 from tieback.ppo_core.stats import Outcome, PPOStats, summarize
 from tieback.ppo_core.step import ActorCritic, MinibatchStep
@@ -26,6 +25,7 @@ def update(
     *,
     generator: torch.Generator | None = None,
     value_only: bool = False,
+    lengths: RowLengths | None = None,
 ) -> PPOStats:
     """Improve an actor-critic on one rollout with PPO (Schulman et al. 2017, algorithm 1).
 
@@ -52,11 +52,13 @@ def update(
         batch: this rank's rows of the rollout, possibly none.
         hyper: settings of the objective; gamma and gae_lambda are not read here.
         accelerator: with `gradient_accumulation_steps` 1 and without fp16.
-        micro_batch_size: rows in one forward pass of one rank.
+        micro_batch_size: most rows in one forward pass of one rank.
         generator: CPU generator that permutes the rows (that of rank 0 decides); PyTorch's own when None.
         value_only: train the critic alone, on the terms that fit it, as in a warm-up; `target_kl` is not
             looked at. Parameters that the value loss does not reach stay as they are, except under DeepSpeed, which
             gives them zero gradients: set the learning rate of their group to 0 there.
+        lengths: of the rows of `batch`, where many end before T: rows of like lengths then share a pass, without the
+            padding behind the longest of them. It changes speed and memory, not results.
 
     Returns:
         What the update did, the same on all ranks.
@@ -77,7 +79,7 @@ def update(
     step = MinibatchStep(policy, optimizer, hyper, accelerator, value_only)
     epochs: list[list[Outcome]] = []
     for _ in range(hyper.num_ppo_epochs):
-        epochs.append(_epoch(step, batch, shard_sizes, micro_batch_size, generator))
+        epochs.append(_epoch(step, batch, shard_sizes, micro_batch_size, generator, lengths))
         if epochs[-1][-1].too_far:
             break
     max_abs_log_ratio_first = accelerator.reduce(epochs[0][0].max_abs_log_ratio, "max").item()
@@ -90,24 +92,36 @@ def _epoch(
     shard_sizes: list[int],
     micro_batch_size: int,
     generator: torch.Generator | None,
+    lengths: RowLengths | None,
 ) -> list[Outcome]:
     """Go once through the global batch, or until the policy is too far from the rollout's."""
     accelerator = step.accelerator
     permutation = torch.randperm(sum(shard_sizes), generator=generator).to(accelerator.device)
     minibatches = minibatch_rows(broadcast(permutation).cpu(), step.hyper.num_minibatches, shard_sizes)
     own_rows = [rows_by_rank[accelerator.process_index] for rows_by_rank in minibatches]
+    groups = [_groups(rows, micro_batch_size, lengths) for rows in own_rows]
     counts = accelerator.reduce(torch.stack([batch.mask[rows].sum() for rows in own_rows]), "sum")
+    # A rank with fewer passes than another still takes part in as many, forward and backward.
+    own_passes = torch.tensor([len(passes) for passes in groups], device=accelerator.device)
+    num_passes = accelerator.reduce(own_passes, "max")
     outcomes: list[Outcome] = []
-    for rows, rows_by_rank, count in zip(own_rows, minibatches, counts.tolist(), strict=True):
+    for passes, num_micro_batches, count in zip(groups, num_passes.tolist(), counts.tolist(), strict=True):
         if count == 0:
             continue
-        # A rank with fewer rows than another still takes part in as many forward and backward passes.
-        num_micro_batches = max(math.ceil(len(r) / micro_batch_size) for r in rows_by_rank)
-        micro_batches = batch.micro_batches(rows, micro_batch_size, num_micro_batches)
-        outcomes.append(step(micro_batches, num_micro_batches, count))
+        micro_batches = batch.micro_batches(passes, num_micro_batches)
+        trimmed = micro_batches if lengths is None else map(lengths.trim, micro_batches)
+        outcomes.append(step(trimmed, num_micro_batches, count))
         if outcomes[-1].too_far:
             break
     return outcomes
+
+
+def _groups(rows: Tensor, micro_batch_size: int, lengths: RowLengths | None) -> list[Tensor]:
+    """Rows of a minibatch that share a pass."""
+    if lengths is None:
+        return [part for part in rows.split(micro_batch_size) if len(part)]
+    positions = [lengths.positions[row] for row in rows.tolist()]
+    return [rows[part] for part in like_length_groups(positions, micro_batch_size, lengths.max_positions)]
 
 
 def _check_setup(

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ def noted(completions, target, **columns):
         calls.write(".")
     return [len(text[0]["content"]) / 10 + len(word) / 10 for text, word in zip(completions, target)]
 """
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_as_the_runs_that_are_killed() -> Iterator[None]:
+    """Sums over several threads differ in their last bits from those of one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # What a run has left.

@@ -32,6 +32,7 @@ from tieback.ppo_core import (
     Batch,
     PolicyOutputs,
     PPOHyperparameters,
+    RowLengths,
     Term,
     kl_estimate,
     masked_mean,
@@ -100,6 +101,25 @@ def test_update_equals_gradient_descent_by_formula(settings: dict[str, Any], whi
 def test_the_micro_batch_size_changes_nothing(micro_batch_size: int) -> None:
     batch = make_batch(LENGTHS)
     assert_same(run(batch, HARD, micro_batch_size), run(batch, HARD, 4))
+
+
+@pytest.mark.parametrize("max_positions", [None, 6])
+def test_passes_of_like_lengths_change_nothing_and_leave_padding_out(max_positions: int | None) -> None:
+    batch = make_batch(LENGTHS)
+    seen: list[torch.Size] = []
+
+    def trim(part: Batch) -> Batch:
+        steps = int(part.mask.sum(1).max())
+        trimmed = part.shortened(steps, {name: tensor[:, :steps] for name, tensor in part.inputs.items()})
+        seen.append(trimmed.mask.shape)
+        return trimmed
+
+    lengths = RowLengths(LENGTHS, trim, max_positions)
+    assert_same(run(batch, HARD, 2, lengths=lengths), run(batch, HARD, 2))
+    assert all(rows <= 2 and (max_positions is None or rows * steps <= max_positions) for rows, steps in seen)
+    # In each epoch the seven rows lie in passes of at most two, of which none is longer than its longest row.
+    assert sum(rows for rows, _ in seen) == 2 * len(LENGTHS)
+    assert sum(rows * steps for rows, steps in seen) < 2 * len(LENGTHS) * max(LENGTHS)
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e9])

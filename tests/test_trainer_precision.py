@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.trainer import PPOTrainer, ratio_checks, trainer
+from tieback.pipeline.trainer import PPOTrainer, passes, ratio_checks, trainer
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
@@ -154,7 +154,7 @@ def test_faults_are_found_and_one_rounded_token_in_bf16_is_none(
 
 
 def test_a_pass_has_a_bounded_number_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "TOKENS_AT_A_TIME", 60)
+    monkeypatch.setattr(passes, "TOKENS_AT_A_TIME", 60)
     run = make(tmp_path, bf16=False)
     seen: list[int] = []
     run.model.critic.base_model.register_forward_pre_hook(

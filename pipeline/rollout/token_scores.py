@@ -18,8 +18,8 @@ def pack_sequences(
     """Tensors for scoring: every row is prompt, completion, padding, with no padding between or before.
 
     Returns:
-        `input_ids` [B, L], `prompt_lengths` [B], `completion_ids` [B, T] and `mask` [B, T] (bool, True on sampled
-        tokens; made from the lengths, never by comparing ids).
+        `input_ids` [B, L], `prompt_lengths` [B], `completion_ids` [B, T], `completion_lengths` [B] and `mask` [B, T]
+        (bool, True on sampled tokens; made from the lengths, never by comparing ids).
     """
     rows = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     width = max(len(row) for row in rows)
@@ -32,7 +32,18 @@ def pack_sequences(
             [completion + [pad_id] * (longest - len(completion)) for completion in completion_ids],
             device=device,
         ),
+        "completion_lengths": lengths,
         "mask": torch.arange(longest, device=device) < lengths.unsqueeze(1),
+    }
+
+
+def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Some rows of what `pack_sequences` made, without the columns that are padding in all of them."""
+    completion = int(inputs["completion_lengths"].max())
+    width = int((inputs["prompt_lengths"] + inputs["completion_lengths"]).max())
+    return inputs | {
+        "input_ids": inputs["input_ids"][:, :width],
+        "completion_ids": inputs["completion_ids"][:, :completion],
     }
 
 

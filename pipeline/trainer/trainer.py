@@ -50,6 +50,7 @@ from tieback.pipeline.trainer.input_checks import (
 )
 from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
+from tieback.pipeline.trainer.passes import in_passes, row_lengths
 from tieback.pipeline.trainer.precision import check_trained, keep_frozen_in_bf16
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
@@ -72,9 +73,6 @@ from tieback.ppo_core import (
     update,
 )
 from tieback.reward_model.scoring import RewardScorer
-
-# Tokens, padding included, in a pass of the models where micro_batch_size is not set.
-TOKENS_AT_A_TIME = 8192
 
 
 class PPOTrainer(EvaluatedTrainer):
@@ -251,9 +249,10 @@ class PPOTrainer(EvaluatedTrainer):
             batch,
             self.args,
             self.accelerator,
-            self._rows_at_a_time(batch.inputs),
+            self.args.micro_batch_size or len(batch),
             generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
             value_only=self.state.global_step < self.args.critic_warmup_iterations,
+            lengths=row_lengths(batch.inputs, self.args.micro_batch_size),
         )
         if not self._checked:
             check_ratio(stats.max_abs_log_ratio_first, self.model, self.accelerator.mixed_precision)
@@ -332,36 +331,30 @@ class PPOTrainer(EvaluatedTrainer):
         )
 
     def _pack(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs of the models on the CPU, where trimming waits for no device; and the mask [B, T]."""
         pad_id = self.processing_class.pad_token_id
-        inputs = pack_sequences(rollout.prompt_ids, rollout.completion_ids, pad_id, self.accelerator.device)
-        return inputs, inputs.pop("mask")
+        inputs = pack_sequences(rollout.prompt_ids, rollout.completion_ids, pad_id, torch.device("cpu"))
+        return inputs, inputs.pop("mask").to(self.accelerator.device)
 
     @torch.no_grad()
     def _score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [B, T], values [B, T + 1] and the reference's log-probabilities [B, T]."""
-        rows = len(inputs["input_ids"])
-        size = self._rows_at_a_time(inputs)
-        parts = []
-        for start in range(0, rows, size):
-            chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
+
+        def score(part: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             # Before train() has prepared the policy, its own forward is not under autocast, nor does it gather weights.
             unprepared = self.model.parameters() if self.model_wrapped is self.model else ()
             with self.accelerator.autocast(), gathered(unprepared):
-                logprobs, values = self.model_wrapped(chunk)
+                logprobs, values = self.model_wrapped(part)
                 if self.reference is None:
-                    (ref_logprobs,) = self.model_wrapped(chunk, task="reference")
+                    (ref_logprobs,) = self.model_wrapped(part, task="reference")
                 else:
-                    ref_logprobs, _ = completion_logprobs(self.reference, chunk, self.args.temperature)
-            parts.append((logprobs, values, ref_logprobs))
-        logprobs, values, ref_logprobs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return logprobs, values, ref_logprobs
+                    ref_logprobs, _ = completion_logprobs(self.reference, part, self.args.temperature)
+            return logprobs, values, ref_logprobs
 
-    def _rows_at_a_time(self, inputs: dict[str, Tensor]) -> int:
-        """`micro_batch_size`, or as many rows as have TOKENS_AT_A_TIME at most, the same on all processes."""
-        if self.args.micro_batch_size is not None:
-            return self.args.micro_batch_size
-        width = torch.tensor([inputs["input_ids"].shape[1]], device=self.accelerator.device)
-        return max(TOKENS_AT_A_TIME // int(self.accelerator.gather(width).max()), 1)
+        logprobs, values, ref_logprobs = in_passes(
+            score, inputs, self.args.micro_batch_size, self.accelerator
+        )
+        return logprobs, values, ref_logprobs
 
     @contextmanager
     def _generation_model(self) -> Iterator[ActorCritic]:
