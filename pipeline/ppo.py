@@ -26,6 +26,7 @@ from trl import ModelConfig
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.finished import is_finished
+from tieback.pipeline.hub import claim_repository, finish_model, publish
 from tieback.pipeline.interruption import exit_if_interrupted
 from tieback.pipeline.model_loading import (
     context_length,
@@ -100,6 +101,7 @@ def main() -> None:
     quiet_libraries()
     run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
+    repository = claim_repository(args, run.recipe)
     if model_args.model_name_or_path is None:
         run.require("sft", "config.json" if not model_args.use_peft else "")
         model_args.model_name_or_path = str(run.stage_dir("sft"))
@@ -136,6 +138,7 @@ def main() -> None:
     )
     settings = run.recipe | {"digests": trainer.inputs}
     if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        publish(repository, args.output_dir)
         return
     resume = checkpoint_to_resume(
         args.output_dir, args.resume_from_checkpoint, settings, trainer.check_resume, STATE_FILE
@@ -152,6 +155,7 @@ def main() -> None:
         "train/seconds": time.perf_counter() - started,
     }
     finish_stage("ppo", args.output_dir, metrics, settings)
+    finish_model("ppo", args.output_dir, metrics, settings, model_args.model_name_or_path, repository)
     trainer.accelerator.wait_for_everyone()
 
 

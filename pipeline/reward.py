@@ -32,6 +32,7 @@ from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
+from tieback.pipeline.hub import claim_repository, finish_model, publish
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_adapter_settings,
@@ -105,6 +106,7 @@ def main() -> None:
         "reward", (RunArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
     )
     started = time.perf_counter()
+    repository = claim_repository(args, run.recipe)
     sources = [data_args.dataset_name] if data_args.dataset_name else collected_pairs(run)
     start = folder_of(model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent))
     tokenizer = load_tokenizer(start, model_args.model_revision)
@@ -137,6 +139,7 @@ def main() -> None:
         "train_dataset": rows_digest(rows.dataset),
     }
     if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        publish(repository, args.output_dir)
         return
     check = settings_check(settings, resume_args.resume_with_changes)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
@@ -160,6 +163,7 @@ def main() -> None:
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
     metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
     finish_stage("reward", args.output_dir, metrics, settings)
+    finish_model("reward", args.output_dir, metrics, settings, start, repository)
     state.wait_for_everyone()
 
 

@@ -27,6 +27,7 @@ from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
+from tieback.pipeline.hub import claim_repository, finish_model, publish
 from tieback.pipeline.interruption import train_interruptibly
 from tieback.pipeline.model_loading import (
     check_chat_template,
@@ -91,6 +92,7 @@ def main() -> None:
         "sft", (RunArguments, SFTArguments, ResumeSettings, SFTConfig, ModelConfig)
     )
     started = time.perf_counter()
+    repository = claim_repository(args, run.recipe)
     if model_args.model_name_or_path is not None:
         model_args.model_name_or_path = folder_of(model_args.model_name_or_path)
     rows = load_demonstrations(data_args, args.seed)
@@ -126,6 +128,7 @@ def main() -> None:
         "train_dataset": rows_digest(rows.dataset),
     }
     if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        publish(repository, args.output_dir)
         return
     check = settings_check(settings, resume_args.resume_with_changes)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint, settings, check)
@@ -151,6 +154,7 @@ def main() -> None:
         "train/seconds": time.perf_counter() - started,
     }
     finish_stage("sft", args.output_dir, metrics, settings)
+    finish_model("sft", args.output_dir, metrics, settings, path, repository)
     PartialState().wait_for_everyone()
 
 
