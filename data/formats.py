@@ -2,12 +2,13 @@
 
 The formats (TRL, "Dataset formats and types"): prompt; prompt + completion; messages (or `conversations`); text;
 preference (`chosen`, `rejected`) with a `prompt` or with the prompt inside both sides, as conversations, text, or
-Anthropic-style transcripts; and ranked responses (`data.rankings`).
+Anthropic-style transcripts. Further: ranked responses (`data.rankings`), and `question` with `answer`, as in GSM8K.
 """
 
 import copy
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from trl import extract_prompt, maybe_convert_to_chatml
 
 from tieback.data.conversations import (
+    Message,
     as_messages,
     check_completion,
     check_messages,
@@ -41,16 +43,17 @@ _SHAPES = (
     ("messages", "messages"),
     ("prompt", "prompt"),
     ("text", "text"),
+    ("question", "question"),
 )
 _WANTED = {
-    "demonstrations": "`prompt` and `completion`, or `messages`, or `text`, or a preference's `chosen`",
+    "demonstrations": "`prompt` and `completion`, or `messages`, or `text`, or `question` and `answer`, or a preference's `chosen`",
     "preferences": "`chosen` and `rejected` (and `prompt`), or `prompt`, `responses` and `ranks`",
-    "prompts": "`prompt`, or `messages`, or a preference's `chosen` and `rejected`",
+    "prompts": "`prompt`, or `messages`, or `question`, or a preference's `chosen` and `rejected`",
 }
 _SERVES = {
-    "demonstrations": ("completion", "messages", "text", "preference", "ranking"),
+    "demonstrations": ("completion", "messages", "text", "preference", "ranking", "question"),
     "preferences": ("preference", "ranking"),
-    "prompts": ("prompt", "completion", "messages", "preference", "ranking"),
+    "prompts": ("prompt", "completion", "messages", "preference", "ranking", "question"),
 }
 _NOT_OF_THE_PROMPT = (
     "completion",
@@ -62,6 +65,12 @@ _NOT_OF_THE_PROMPT = (
     "truncated",
     "annotator",
 )
+
+# GSM8K's solutions end in `#### <number>`, and a prompt must say so; in the words of verl's preprocessing.
+_FINAL_ANSWER = "####"
+_INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
+# Its notes for a calculator, such as <<48/2=24>>.
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 class _DroppedError(Exception):
@@ -217,6 +226,14 @@ def _prompt(row: Row, where: str) -> Any:
     return check_prompt(prompt, where)
 
 
+def _question(row: Row, where: str) -> list[Message]:
+    """The question as the user's message; where its answer ends in `####`, with the instruction to do so."""
+    question = check_text(_column(row, "question", where), where, "question")
+    if _FINAL_ANSWER in str(row.get("answer", "")):
+        question = f"{question} {_INSTRUCTION}"
+    return [{"role": "user", "content": question}]
+
+
 def _ranked(row: Row, where: str) -> Row:
     check_ranking(row, where)
     if "ranks" not in row:
@@ -264,6 +281,10 @@ def _demonstrations(row: Row, shape: str, where: str) -> list[Row]:
             completion, where, "completion", conversational=isinstance(prompt, list)
         )
         return [{"prompt": prompt, "completion": completion}]
+    if shape == "question":
+        answer = check_text(_column(row, "answer", where), where, "answer")
+        solution = {"role": "assistant", "content": _CALCULATOR.sub("", answer)}
+        return [{"prompt": _question(row, where), "completion": [solution]}]
     if shape == "ranking":
         ranks = _ranked(row, where)["ranks"]
         best = row["responses"][ranks.index(min(ranks))]
@@ -292,6 +313,8 @@ def _prompts(row: Row, shape: str, where: str) -> list[Row]:
         prompt = messages
     elif shape == "ranking":
         prompt = check_ranking(row, where)["prompt"]
+    elif shape == "question":
+        prompt = _question(row, where)
     else:
         prompt = _prompt(row, where)
     return [

@@ -330,7 +330,13 @@ def test_a_fault_names_row_and_column(kind, row, message):
             "demonstrations need `prompt` and `completion`.*; the columns are prompt",
         ),
         ("preferences", {"prompt": "a", "completion": "b"}, "preferences need `chosen` and `rejected`"),
-        ("prompts", {"question": "a"}, "prompts need `prompt`.*; the columns are question"),
+        ("prompts", {"query": "a"}, "prompts need `prompt`.*; the columns are query"),
+        ("demonstrations", {"question": "a"}, "column `answer` is missing or null; there are question"),
+        (
+            "preferences",
+            {"question": "a", "answer": "b"},
+            "preferences need `chosen`.*columns are question, answer",
+        ),
         ("prompts", {"prompt": None}, "prompts need `prompt`.*; the columns are none"),
     ],
 )
@@ -350,3 +356,23 @@ def test_the_rows_given_are_not_changed():
     row = {"conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]}
     run([row], "demonstrations")
     assert row == {"conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]}
+
+
+# ---------------------------------------------------------------- questions and answers
+
+
+SOLVED = {"question": "2 pens, 3 each?", "answer": "They are 2*3=<<2*3=6>>6.\n#### 6"}
+ASKED = [user('2 pens, 3 each? Let\'s think step by step and output the final answer after "####".')]
+
+
+def test_a_question_of_gsm8k_asks_for_the_form_in_which_its_answer_is_given():
+    assert run([SOLVED], "prompts")[0] == [{"prompt": ASKED, **SOLVED}]
+    solution = [assistant("They are 2*3=6.\n#### 6")]
+    assert run([SOLVED], "demonstrations")[0] == [{"prompt": ASKED, "completion": solution}]
+
+
+def test_any_other_question_is_asked_as_it_stands():
+    row = {"question": "Sky?", "answer": "Blue."}
+    assert run([row], "prompts")[0] == [{"prompt": [user("Sky?")], **row}]
+    assert run([row], "demonstrations")[0] == [{"prompt": [user("Sky?")], "completion": [assistant("Blue.")]}]
+    assert run([{"question": "Sky?"}], "prompts")[0] == [{"prompt": [user("Sky?")], "question": "Sky?"}]

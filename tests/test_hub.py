@@ -144,7 +144,7 @@ def test_the_trainer_itself_uploads_the_same_at_the_end_alone(
     assert not any(b"hf_secret" in (tmp_path / name).read_bytes() for name in uploaded)
     card = (tmp_path / "README.md").read_text()
     shown = settings_of(card)
-    assert (shown["kl_coef"], shown["num_ppo_epochs"], shown["save_strategy"]) == (0.07, 2, "steps")
+    assert (shown["kl_coef"], shown["num_ppo_epochs"], shown["save_steps"]) == (0.07, 2, 1)
     assert "gamma" not in shown  # as it is by default
     assert "| `reward/mean` |" in card
 

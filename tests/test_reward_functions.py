@@ -6,7 +6,7 @@ import pytest
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.scorers import load_scorer
-from tieback.reward_functions import vader
+from tieback.reward_functions import gsm8k, vader
 
 
 def test_vader_scores_texts_and_messages_alike_from_bad_to_good() -> None:
@@ -25,3 +25,30 @@ def test_vader_that_is_not_installed_is_named_with_the_extra(monkeypatch: pytest
     with pytest.raises(UsageError, match=r"VADER is not installed.*tieback\[pretrained\]"):
         vader.compound(["good"])
     vader._analyzer.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        ("It is 6.\n#### 6", "2*3=<<2*3=6>>6\n#### 6", 1),
+        ("#### 7", "#### 6", 0),
+        ("#### 7, no: #### 6", "#### 6", 1),
+        ("####6.0", "6", 1),
+        ("#### $1,200", "#### 1200", 1),
+        ("#### -3", "#### -3", 1),
+        ("#### 3", "#### -3", 0),
+        ("#### .5", "#### 0.5", 1),
+        ("#### 60", "#### 6", 0),
+        ("The answer is 6.", "#### 6", 0),
+        ("#### six", "#### 6", 0),
+        ("", "#### 6", 0),
+    ],
+)
+def test_the_number_behind_the_last_mark_decides(completion: str, answer: str, score: float) -> None:
+    messages = [{"role": "assistant", "content": completion}]
+    assert gsm8k.exact([completion, messages], answer=[answer, answer], question=["", ""]) == [score, score]
+
+
+def test_an_answer_without_a_number_is_named() -> None:
+    with pytest.raises(UsageError, match=r"column `answer` .* has 'about six'"):
+        gsm8k.exact(["#### 6"], answer=["about six"])
