@@ -140,7 +140,8 @@ def phases_of(
                 _without_contents(module)
         width = sizes.prompt_length + sizes.completion_length
         with torch.no_grad():
-            _generate(actor_critic, sizes, live, found)
+            with _without_checkpointing(actor_critic):
+                _generate(actor_critic, sizes, live, found)
             for model in reward_models:
                 with live.above_now(found, "score"):
                     _score(model, torch.zeros(sizes.scored_rows, width, dtype=torch.long))
@@ -156,6 +157,17 @@ def phases_of(
             for _ in range(min(sizes.micro_batches, 2)):
                 _loss(actor_critic, inputs, hyper).backward()
     return found
+
+
+@contextmanager
+def _without_checkpointing(actor_critic: ActorCritic) -> Iterator[None]:
+    """As a rollout generates: a model that recomputes activations keeps no cache."""
+    recomputes = actor_critic.is_gradient_checkpointing
+    if recomputes:
+        actor_critic.gradient_checkpointing_disable()
+    yield
+    if recomputes:
+        actor_critic.gradient_checkpointing_enable()
 
 
 def _without_contents(model: nn.Module) -> None:

@@ -90,6 +90,16 @@ def test_four_whole_models_and_a_cache_of_their_closed_forms(
     assert figures["peak"] == max(value for name, value in figures.items() if name.startswith("peak/"))
 
 
+def test_a_policy_that_recomputes_activations_keeps_its_cache_while_it_generates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, recomputed = (
+        estimate(tmp_path, monkeypatch, "--gradient_checkpointing", value) for value in ("false", "true")
+    )
+    assert recomputed["kv_cache"] == whole["kv_cache"] > 0
+    assert recomputed["peak/update"] < whole["peak/update"]
+
+
 def test_lora_trains_adapters_and_bf16_halves_what_is_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +119,23 @@ def test_lora_trains_adapters_and_bf16_halves_what_is_frozen(
     others = 2 * (500 * 64 + 7 * 64) + 2 * 500 * 64
     saved = half["weights/policy"] - four_bits["weights/policy"]
     assert saved == pytest.approx(matrices * (2 - 0.5 - 4 / 64) + others, abs=64)
+
+
+@pytest.mark.slow
+def test_four_roles_on_a_base_of_135_million_weigh_little_more_than_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward model's adapter and head are as large as the critic's."""
+    shape = {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+    }  # fmt: skip
+    monkeypatch.setitem(globals(), "SHAPE", shape)
+    figures = estimate(tmp_path, monkeypatch, "--use_peft", "--lora_r", "16", "--critic", "adapter")
+    base = 4 * 134_515_008
+    roles = {name: figures[f"weights/{name}"] for name in ("policy", "reference", "critic")}
+    assert roles["reference"] == 0
+    assert base < sum(roles.values()) + roles["critic"] + figures["optimizer"] < 1.3 * base
 
 
 def test_a_critic_may_start_from_a_model_of_its_own_size(
