@@ -158,6 +158,11 @@ def parse_stage(
         # Transformers fills in "trainer_output" where nobody named a folder.
         if getattr(item, "output_dir", "") in (None, "trainer_output"):
             item.output_dir = str(run.stage_dir(stage))
+        if getattr(item, "run_name", "") is None:
+            item.run_name = _name_for_trackers(run.run_dir, item.output_dir)
+            # Transformers' own is "huggingface"; W&B is told by the environment alone.
+            item.project = "tieback" if item.project == "huggingface" else item.project
+            os.environ.setdefault("WANDB_PROJECT", item.project)
     check_settings(*parsed)
     named = [*recipe, *_flags(argv)]
     run.recipe = {
@@ -208,7 +213,14 @@ def run_folder_of(model: str) -> str:
     """Run folder of a model: `runs/<owner>-<name>` for one of the hub, the last two parts of its path for a folder."""
     path = Path(model).expanduser()
     parts = (path.resolve() if path.exists() else path).parts
-    return str(Path("runs", "-".join(parts[-2:]).replace(os.sep, "")))
+    return str(Path("runs", "-".join(parts[-2:]).replace(os.sep, "").replace(":", "-")))
+
+
+def _name_for_trackers(run_dir: str, output_dir: str) -> str:
+    """Name of a run for W&B, Trackio and the like: `helpdesk/ppo`, `helpdesk/round2/ppo`."""
+    run, output = Path(run_dir).resolve(), Path(output_dir).resolve()
+    inside = output.is_relative_to(run) and output != run
+    return "/".join((run.name, *output.relative_to(run).parts) if inside else output.parts[-2:])
 
 
 def _flags(argv: list[str]) -> list[str]:

