@@ -9,6 +9,7 @@ import torch
 import toy
 from datasets import Dataset
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from tieback.pipeline.digests import rows_digest, tokenizer_digest
 from tieback.pipeline.trainer.module_digest import module_digest
@@ -141,3 +142,15 @@ def test_weights_that_zero_3_has_partitioned_have_the_digest_of_the_whole(tmp_pa
     done = launching.launch(config, tmp_path / "zero3.py", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "digest").read_text() == module_digest(plain_layer())
+
+
+def test_a_weight_that_is_made_of_several_tensors_counts_with_all_of_them() -> None:
+    """As torchao's quantised weights are."""
+
+    def digest(scale: float) -> str:
+        module = torch.nn.Linear(4, 3, bias=False)
+        packed = TwoTensor(torch.arange(12.0).view(3, 4), torch.full((3, 4), scale))
+        module.weight = torch.nn.Parameter(packed, requires_grad=False)
+        return module_digest(module)
+
+    assert digest(1.0) == digest(1.0) != digest(2.0)

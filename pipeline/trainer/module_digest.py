@@ -1,11 +1,13 @@
 """Digest of a model's weights as they are in memory, whole or sharded."""
 
 import hashlib
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tieback.pipeline.digests import LENGTH
 from tieback.pipeline.trainer.sharded_tensors import gathered
@@ -28,8 +30,18 @@ def module_digest(module: nn.Module) -> str:
         with gathered([tensor]):
             if PartialState().is_main_process:
                 digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(_chunk_sums(tensor.detach()))
+                for part in _plain_tensors(tensor.detach()):
+                    digest.update(_chunk_sums(part))
     return digest.hexdigest()[:LENGTH]
+
+
+def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor, or those that a quantised one (torchao's) is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(tensor, name))
 
 
 def _chunk_sums(tensor: Tensor) -> bytes:
