@@ -13,9 +13,9 @@ from transformers import TrainingArguments
 from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.model_card import write_card
 
-# Weights, tokenizer, configuration, figures and card; so neither a pickle nor settings.json, which names paths.
+# Weights, tokenizer, configuration, figures and card; so no pickle, and no file that names folders of this machine.
 UPLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.md", "calibration.png")
-LEFT_OUT = ("checkpoint-*", "settings.json", "ppo_config.json", "*/settings.json")
+LEFT_OUT = ("checkpoint-*", "settings.json", "ppo_config.json", "*/README.md")
 
 
 @dataclass(frozen=True)

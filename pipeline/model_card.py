@@ -32,6 +32,34 @@ _USES = {
     "reward": "AutoModelForSequenceClassification",
     "ppo": "AutoModelForCausalLM",
 }
+_NO_LICENSE = "see the model that it started from and the data"
+_TEXT = """\
+# {heading}
+
+{title}: {what}. Made with Tieback.
+
+- Started from: {start}{whole}
+- Data: {data}
+- Licence: {license}
+
+## How to load it
+
+```python
+{loading}
+```
+
+## Figures
+
+| metric | value |
+| --- | --- |
+{figures}
+
+## Settings
+
+```yaml
+{settings}
+```
+"""
 
 
 def write_card(
@@ -69,16 +97,20 @@ def write_card(
         tags=["tieback", "rlhf", {"reward": "reward-model"}.get(stage, stage)],
     )
     name = name or shown(str(folder))
-    text = _text(
-        stage,
-        metrics,
-        settings,
-        start,
-        data,
-        before.get("license"),
-        adapted,
-        name,
-        _loading(stage, folder, name),
+    title, what = _STAGES[stage]
+    license = before.get("license")
+    kept = {key: _public(value) for key, value in settings.items() if key not in _NOT_SHOWN}
+    text = _TEXT.format(
+        heading=name.rpartition("/")[2],
+        title=title,
+        what=what,
+        start="a new model" if start is None else f"`{shown(start)}`",
+        whole=" (here is the adapter alone)" if adapted else "",
+        data="that of earlier stages of the run" if data is None else f"`{shown(data)}`",
+        license=f"`{license}`, as the model that it started from" if license else _NO_LICENSE,
+        loading=_loading(stage, folder, name),
+        figures="\n".join(f"| `{key}` | {value:.4g} |" for key, value in metrics.items()),
+        settings=yaml.safe_dump(kept, sort_keys=True, allow_unicode=True).strip(),
     )
     (folder / CARD).write_text(f"---\n{card_data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
 
@@ -101,60 +133,14 @@ def _metadata(start: str | None) -> dict[str, Any]:
         if is_hub_name(start):
             return ModelCard.load(start).data.to_dict()
         return metadata_load(Path(start) / CARD) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+    except (
+        Exception
+    ):  # of the network, of the hub, and of what others wrote: no reason to lose a finished run
         return {}
 
 
 def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
-
-
-def _text(
-    stage: str,
-    metrics: Mapping[str, float],
-    settings: Mapping[str, Any],
-    start: str | None,
-    data: str | None,
-    license: str | None,
-    adapted: bool,
-    name: str,
-    loading: str,
-) -> str:
-    title, what = _STAGES[stage]
-    start_line = "a new model" if start is None else f"`{shown(start)}`"
-    terms = (
-        f"`{license}`, as the model that it started from"
-        if license
-        else "see the model that it started from and the data"
-    )
-    figures = "\n".join(f"| `{key}` | {value:.4g} |" for key, value in metrics.items())
-    kept = {key: _public(value) for key, value in settings.items() if key not in _NOT_SHOWN}
-    return f"""# {name.rpartition("/")[2]}
-
-{title}: {what}. Made with Tieback.
-
-- Started from: {start_line}{" (this repository holds the adapter alone)" if adapted else ""}
-- Data: {"that of earlier stages of the run" if data is None else f"`{shown(data)}`"}
-- Licence: {terms}
-
-## How to load it
-
-```python
-{loading}
-```
-
-## Figures
-
-| metric | value |
-| --- | --- |
-{figures}
-
-## Settings
-
-```yaml
-{yaml.safe_dump(kept, sort_keys=True, allow_unicode=True).strip()}
-```
-"""
 
 
 def _loading(stage: str, folder: Path, name: str) -> str:
