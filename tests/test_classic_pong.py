@@ -217,6 +217,7 @@ def test_a_stopped_run_goes_on_to_the_very_weights_of_one_that_was_not(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_and_a_resume_keeps_to_its_settings(tmp_path):
     assert run(tmp_path, "--total_steps", "8", "--eval_episodes", "1").returncode == 0
     weights = (tmp_path / "policy.safetensors").read_bytes()

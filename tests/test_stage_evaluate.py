@@ -394,6 +394,7 @@ def test_every_recipe_is_read(recipe):
     assert args.num_prompts >= 16
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(run_dir, monkeypatch):
     alone = run(run_dir, monkeypatch, batch_size=4)
     argv = arguments(run_dir, batch_size=4, output_dir=run_dir / "two")

@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tok.save_pretrained(folder / "sft_adapter")
     (folder / "prompts.jsonl").write_text('{"prompt": "red cat"}\n' * 12)
     (folder / "empty.jsonl").write_text("")
-    (folder / "questions.jsonl").write_text('{"question": "red cat"}\n' * 12)
+    (folder / "queries.jsonl").write_text('{"query": "red cat"}\n' * 12)
     (folder / "blank.jsonl").write_text('{"prompt": "red cat"}\n' * 9 + '{"prompt": " "}\n')
     (folder / "long.jsonl").write_text(
         '{"prompt": "red cat"}\n' * 9 + json.dumps({"prompt": "red cat " * 60}) + "\n"
@@ -93,7 +93,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     ),
     "weights": (["--reward_weights", "1", "2"], r"reward_weights has 2 entries for 1 reward functions"),
     "an empty file": (["--dataset_name", "{run}/empty.jsonl"], r"empty\.jsonl"),
-    "no prompt column": (["--dataset_name", "{run}/questions.jsonl"], r"questions\.jsonl.*prompt"),
+    "no prompt column": (["--dataset_name", "{run}/queries.jsonl"], r"queries\.jsonl.*prompt"),
     "an empty prompt": (["--dataset_name", "{run}/blank.jsonl"], r"blank\.jsonl, line 10, column `prompt`"),
     "a prompt longer than the context": (
         ["--dataset_name", "{run}/long.jsonl"],

@@ -17,19 +17,23 @@ from tieback.ppo_core.batch import like_length_groups
 ROWS = 64
 
 
-def skewed_rollout(trainer: PPOTrainer) -> Rollout:
-    """Prompts and completions of 10 to 60 tokens, but for one prompt of 900 and one completion of 512."""
+def skewed_rollout(trainer: PPOTrainer, longest: int) -> Rollout:
+    """Prompts and completions of 10 to 60 tokens, but for one prompt of `longest` and one completion of somewhat more than half."""
     draw = random.Random(0)
-    prompts = [[draw.randrange(3, 60) for _ in range(draw.randint(10, 60))] for _ in range(ROWS)]
-    completions = [[draw.randrange(3, 60) for _ in range(draw.randint(10, 60))] for _ in range(ROWS)]
-    prompts[20] = prompts[20] * 90
-    prompts[20] = prompts[20][:900]
-    completions[40] = (completions[40] * 52)[:512]
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(3, 60) for _ in range(count)]
+
+    prompts = [tokens(draw.randint(10, 60)) for _ in range(ROWS)]
+    completions = [tokens(draw.randint(10, 60)) for _ in range(ROWS)]
+    prompts[20], completions[40] = tokens(longest), tokens(512 * longest // 900)
     rows = [trainer.train_dataset[row] for row in range(ROWS)]
     return make_rollout(rows, prompts, [Completion(ids, False) for ids in completions], toy.tokenizer())
 
 
-def make(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[PPOTrainer, Rollout]:
+def make(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, longest: int = 900, **settings: Any
+) -> tuple[PPOTrainer, Rollout]:
     tok = toy.tokenizer()
     trainer = toy.ppo_trainer(
         folder,
@@ -44,7 +48,7 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tupl
         train_dataset=toy.prompts(ROWS),
         **settings,
     )
-    rollout = skewed_rollout(trainer)
+    rollout = skewed_rollout(trainer, longest)
     monkeypatch.setattr(trainer, "generate", lambda _: rollout)
     return trainer, rollout
 
@@ -77,9 +81,9 @@ def test_a_skewed_batch_costs_little_more_than_its_tokens(
 
 def test_like_lengths_together_change_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every row in a pass of the full width."""
-    trainer, _ = make(tmp_path, monkeypatch)
+    trainer, _ = make(tmp_path, monkeypatch, longest=200)
     trainer.train()
-    whole, _ = make(tmp_path, monkeypatch)
+    whole, _ = make(tmp_path, monkeypatch, longest=200)
     monkeypatch.setattr(passes, "trim", lambda inputs: inputs)
     monkeypatch.setattr(passes, "TOKENS_AT_A_TIME", 10**6)
     monkeypatch.setattr("tieback.ppo_core.batch._PASS", 10**6)
