@@ -217,7 +217,9 @@ def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
     """Means of the training metrics over the last iterations that were logged."""
     entries = [entry for entry in log_history if "policy/loss" in entry][-LAST:]
     names = (
-        [name for name in entries[-1] if "/" in name or name in ("kl_coef", "grad_norm")] if entries else []
+        [name for name in entries[-1] if "/" in name or name in ("kl_coef", "grad_norm", "tokens_per_second")]
+        if entries
+        else []
     )
     return {name: sum(entry[name] for entry in entries if name in entry) / len(entries) for name in names}
 

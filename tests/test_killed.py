@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import random
-import re
 import subprocess
 import sys
 import time
@@ -51,8 +50,7 @@ def as_many_threads_as_the_runs_that_are_killed() -> Iterator[None]:
 def end_of(folder: Path) -> dict[str, Any]:
     """Every number in the folder of a run that came to its end, but for its seconds."""
     (last,) = whole_checkpoints(folder, STATE_FILE)[-1:]
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics.pop("train/seconds")
+    metrics = toy.without_measurements(json.loads((folder / "metrics.json").read_text()))
     state = json.loads((last / STATE_FILE).read_text())
     files = {name for name in state.pop("files") if not name.endswith(("training_args.bin", ".py", ".json"))}
     log = json.loads((folder / "trainer_state.json").read_text())
@@ -63,14 +61,7 @@ def end_of(folder: Path) -> dict[str, Any]:
         "state": state,
         "metrics": metrics,
         "step": log["global_step"],
-        "log": [
-            {
-                name: value
-                for name, value in entry.items()
-                if not re.search("runtime|per_second|^train_", name)
-            }
-            for entry in log["log_history"]
-        ],
+        "log": [toy.without_measurements(entry) for entry in log["log_history"]],
     }
 
 

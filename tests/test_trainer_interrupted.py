@@ -64,8 +64,7 @@ def stopped(home: Path, run: str, number: signal.Signals) -> tuple[int, str]:
 
 def end_of(folder: Path) -> dict[str, Any]:
     """What a run has left, but for its seconds."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics.pop("train/seconds")
+    metrics = toy.without_measurements(json.loads((folder / "metrics.json").read_text()))
     last = folder / f"checkpoint-{STEPS}"
     state = json.loads((last / "ppo_state.json").read_text())
     return {

@@ -1,9 +1,11 @@
 """What a person sees of a run: figures over the iterations, one for each reward function, the bar's line, and a table."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import toy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,6 +37,30 @@ def test_the_figures_of_an_iteration_are_those_of_the_glossary(tmp_path: Path) -
         *("value/loss", "value/clip_fraction", "value/explained_variance", "grad_norm", "optimizer_steps"),
         *("learning_rate", "epoch", "step"),
     }
+
+
+def test_what_an_iteration_took_is_logged(tmp_path: Path) -> None:
+    waited = 0.3
+
+    def slow_judge(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        time.sleep(waited)
+        return toy.id_reward(completion_ids)
+
+    started = time.perf_counter()
+    trainer = toy.ppo_trainer(tmp_path, slow_judge, max_steps=2)
+    trainer.train()
+    elapsed = time.perf_counter() - started
+    logs = [entry for entry in trainer.state.log_history if "policy/loss" in entry]
+    phases = ("generate", "score", "logprobs", "update")
+    assert all(entry[f"time/{phase}"] > 0 for entry in logs for phase in phases)
+    assert all(waited <= entry["time/score"] < waited + 0.5 * elapsed for entry in logs)
+    seconds = [sum(entry[f"time/{phase}"] for phase in phases) for entry in logs]
+    assert sum(seconds) < elapsed
+    for entry, total in zip(logs, seconds, strict=True):
+        tokens = 8 * entry["completions/mean_length"]
+        assert entry["tokens_per_second"] == pytest.approx(tokens / total, rel=1e-4)
+    # At least the libraries; at most what this machine has.
+    assert 100 < logs[0]["memory/peak"] <= logs[1]["memory/peak"] < psutil.virtual_memory().total / 2**20
 
 
 def test_reward_functions_of_the_same_name_are_logged_apart(tmp_path: Path) -> None:

@@ -53,10 +53,7 @@ def state_of(run: PPOTrainer) -> dict[str, Any]:
         "rollout": run._last_rollout.rollout.completion_ids,
         "prompts": [str(prompt) for prompt in run._last_rollout.rollout.prompts],
         "step": run.state.global_step,
-        "log": [
-            {name: value for name, value in entry.items() if not name.startswith("train_")}
-            for entry in run.state.log_history
-        ],
+        "log": [toy.without_measurements(entry) for entry in run.state.log_history],
     }
 
 

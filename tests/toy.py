@@ -1,6 +1,7 @@
 """Tiny models, tokenizers and prompts that the tests of trainer and stages share."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,18 @@ def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
+def without_measurements(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a log or of metrics.json without seconds, speed and memory, which no two runs share."""
+    return {
+        name: value
+        for name, value in figures.items()
+        if not re.search("^time/|^memory/|per_second|/seconds$|^train_|runtime", name)
+    }
+
+
 def iteration_logs(trainer: PPOTrainer) -> list[dict[str, float]]:
-    """What each iteration logged."""
-    return [entry for entry in trainer.state.log_history if "policy/loss" in entry]
+    """What each iteration logged, but for what it took."""
+    return [without_measurements(entry) for entry in trainer.state.log_history if "policy/loss" in entry]
 
 
 def fixed_sample(

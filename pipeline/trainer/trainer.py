@@ -51,6 +51,7 @@ from tieback.pipeline.trainer.input_checks import (
 from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.passes import in_passes, row_lengths
+from tieback.pipeline.trainer.phase_times import PhaseTimes
 from tieback.pipeline.trainer.precision import check_trained, keep_frozen_in_bf16
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
@@ -241,19 +242,25 @@ class PPOTrainer(EvaluatedTrainer):
         if not self._checked and self.args.check_sampling:
             self._check_sampling(inputs)
         num_generations = self.args.num_generations
-        scored = self.score(self.generate([row for row in inputs for _ in range(num_generations)]))
-        batch = self.to_batch(scored)
-        stats = update(
-            model,
-            self.optimizer,
-            batch,
-            self.args,
-            self.accelerator,
-            self.args.micro_batch_size or len(batch),
-            generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
-            value_only=self.state.global_step < self.args.critic_warmup_iterations,
-            lengths=row_lengths(batch.inputs, self.args.micro_batch_size),
-        )
+        times = PhaseTimes(self.accelerator)
+        with times.phase("generate"):
+            rollout = self.generate([row for row in inputs for _ in range(num_generations)])
+        with times.phase("score"):
+            scored = self.score(rollout)
+        with times.phase("logprobs"):
+            batch = self.to_batch(scored)
+        with times.phase("update"):
+            stats = update(
+                model,
+                self.optimizer,
+                batch,
+                self.args,
+                self.accelerator,
+                self.args.micro_batch_size or len(batch),
+                generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
+                value_only=self.state.global_step < self.args.critic_warmup_iterations,
+                lengths=row_lengths(batch.inputs, self.args.micro_batch_size),
+            )
         if not self._checked:
             check_ratio(stats.max_abs_log_ratio_first, self.model, self.accelerator.mixed_precision)
             self._checked = True
@@ -268,6 +275,7 @@ class PPOTrainer(EvaluatedTrainer):
             **rollout_metrics,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
+            **times.figures(sum(map(len, rollout.completion_ids))),
         }.items():
             self._metrics[name].append(value)
         self.kl_controller.update(rollout_metrics["kl/ref"], len(batch) * self.accelerator.num_processes)

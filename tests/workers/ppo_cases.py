@@ -100,7 +100,11 @@ def summary(trainer: PPOTrainer) -> dict[str, Any]:
     return {
         # Whole; ZeRO-3 gathers them on the first process alone.
         "weights": dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}),
-        "logs": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
+        "logs": [
+            toy.without_measurements(entry)
+            for entry in trainer.state.log_history
+            if "train_runtime" not in entry
+        ],
         "kl": trainer.kl_controller.state_dict(),
         "moments": trainer.reward_moments.state_dict(),
     }
@@ -173,7 +177,7 @@ def small_steps(folder: Path, processes: int, **settings: Any) -> dict[str, Any]
         "log ratios": (logprobs - batch.old_logprobs)[batch.mask],
         "value changes": (values[:, :-1] - batch.old_values)[batch.mask],
         "reference drift": (ref_logprobs - batch.ref_logprobs)[batch.mask].abs().max().item(),
-        "logs": trainer.state.log_history[:1],
+        "logs": [toy.without_measurements(entry) for entry in trainer.state.log_history[:1]],
     }
 
 

@@ -52,7 +52,11 @@ def run(home: Path, folder: Path, processes: int, sample: Any) -> dict[str, Any]
         "gradients": gradients,
         "shares afterwards": shares(trainer),
         "weights": dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}),
-        "logs": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
+        "logs": [
+            toy.without_measurements(entry)
+            for entry in trainer.state.log_history
+            if "train_runtime" not in entry
+        ],
     }
     replicated = by_name(home, folder / "replicated", processes, replicate_frozen_models=True)
     results["replicated"] = {"evaluation": replicated.evaluate(), "shares": shares(replicated)}
