@@ -96,7 +96,7 @@ class StageParser(RecipeParser):
 
 
 def parse_stage(
-    stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None
+    stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None, *, writes: bool = True
 ) -> tuple[Any, ...]:
     """Read `--config` and the command line.
 
@@ -110,6 +110,7 @@ def parse_stage(
         stage: name of the stage, which is also the name of its recipe file.
         dataclass_types: what to fill; one of them is a `RunArguments`.
         argv: command line without the program; `sys.argv[1:]` when None.
+        writes: whether the program writes into the run's folder, and so is to say which it is.
 
     Returns:
         One instance for each of `dataclass_types`.
@@ -144,7 +145,8 @@ def parse_stage(
     own_folder = _folder_of_own(argv, config_path, recipe)
     if own_folder is not None:
         run.run_dir = own_folder
-        PartialState().print(f"This run is kept in {own_folder} (--run_dir names another folder).")
+        if writes:
+            PartialState().print(f"This run is kept in {own_folder} (--run_dir names another folder).")
     for item in parsed:
         if own_folder is not None and hasattr(item, "output_dir"):
             item.output_dir = None

@@ -113,7 +113,7 @@ def main() -> None:
     """Print the estimate of a run."""
     quiet_libraries()
     run_args, ppo_args, args, model_args, memory_args = parse_stage(
-        "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, MemoryArguments)
+        "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, MemoryArguments), writes=False
     )
     sizes = sizes_of(args, memory_args.prompt_length)
     estimate = estimate_of(run_args, ppo_args, args, model_args, sizes)

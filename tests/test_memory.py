@@ -90,6 +90,24 @@ def test_four_whole_models_and_a_cache_of_their_closed_forms(
     assert figures["peak"] == max(value for name, value in figures.items() if name.startswith("peak/"))
 
 
+def test_an_estimate_speaks_of_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.config(**SHAPE).save_pretrained(tmp_path / "model")
+    model = [
+        "--model_name_or_path",
+        str(tmp_path / "model"),
+        "--reward_funcs",
+        "tieback.reward_functions.vader:compound",
+    ]
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setattr(sys, "argv", ["memory", "--config", "sentiment", *model])
+    memory.main()
+    printed = capsys.readouterr().out
+    assert "weights: policy" in printed
+    assert "is kept in" not in printed
+
+
 def test_a_policy_that_recomputes_activations_keeps_its_cache_while_it_generates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

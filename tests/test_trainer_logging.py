@@ -109,6 +109,9 @@ def test_the_table_of_completions_is_printed(tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert printed.count("answer") == 2
     assert "id_reward" in printed
+    # The score of all rewards together is no advantage, which TRL's table would call it.
+    assert "weighted" in printed
+    assert "Advantage" not in printed
 
 
 def test_tensorboard_shows_the_latest_completions_and_renders_none_of_them(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def show_completions(
     write_completions(callbacks, rollout.prompts[:count], rollout.completions[:count], scores[:count], step)
     if args.log_completions:
         rewards = {name: column.tolist() for name, column in zip(reward_names, scored.rewards.T, strict=True)}
-        print_prompt_completions_sample(rollout.prompts, rollout.completions, rewards, scores, step, count)
+        rewards["weighted sum"] = scores
+        print_prompt_completions_sample(rollout.prompts, rollout.completions, rewards, None, step, count)
 
 
 def write_completions(
