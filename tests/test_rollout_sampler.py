@@ -234,13 +234,14 @@ def test_the_models_own_settings_come_back_also_after_an_error(monkeypatch: pyte
 
 
 def test_generation_in_pieces_gives_every_row_its_completion(tmp_path: Path) -> None:
-    seen: list[int] = []
+    seen: list[list[int]] = []
 
     def generate(input_ids: Tensor, **_: Any) -> Tensor:
-        seen.append(len(input_ids))
+        seen.append(list(input_ids.shape))
         # Each row answers with its own last prompt token.
         return torch.cat([input_ids, input_ids[:, -1:], torch.full((len(input_ids), 1), END)], dim=1)
 
     completions, _ = sample(sampler(SimpleNamespace(generate=generate), [END], batch_size=2), PROMPTS)
-    assert seen == [2, 2, 1]
+    # Prompts of like lengths together: of 1 and 2 tokens, of 3 and 4, and of 7.
+    assert seen == [[2, 2], [2, 4], [1, 7]]
     assert completions == [[prompt[-1], END] for prompt in PROMPTS]

@@ -144,19 +144,23 @@ class TransformersSampler:
         if max_length is not None:
             config.max_new_tokens = min(config.max_new_tokens, max_length)
         size = self.batch_size or len(prompt_ids)
+        # Prompts of like lengths together, for little padding.
+        order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
+        order = order if size < len(prompt_ids) else list(range(len(prompt_ids)))
         # The whole model is here: processes need not wait for one another's longest completion.
         arguments = {"generation_config": config, "synced_gpus": False}
-        completions: list[Completion] = []
-        for start in range(0, len(prompt_ids), size):
-            ids, mask = left_pad(prompt_ids[start : start + size], config.pad_token_id, self.device)
+        completions: dict[int, Completion] = {}
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            ids, mask = left_pad([prompt_ids[row] for row in rows], config.pad_token_id, self.device)
             output = self._model.generate(input_ids=ids, attention_mask=mask, **arguments)
             sampled = (output.sequences if with_logprobs else output)[:, ids.shape[1] :]
             logprobs = drawn_logprobs(output.scores, sampled).tolist() if with_logprobs else None
-            for row, tokens in enumerate(sampled.tolist()):
+            for place, (row, tokens) in enumerate(zip(rows, sampled.tolist(), strict=True)):
                 kept, truncated = cut_at_end(tokens, self.end_ids)
-                row_logprobs = None if logprobs is None else logprobs[row][: len(kept)]
-                completions.append(Completion(kept, truncated, row_logprobs))
-        return completions
+                row_logprobs = None if logprobs is None else logprobs[place][: len(kept)]
+                completions[row] = Completion(kept, truncated, row_logprobs)
+        return [completions[row] for row in range(len(prompt_ids))]
 
     def unlike_scoring(self) -> list[str]:
         """Name the fields of the generation config that are not those of plain sampling."""
