@@ -53,6 +53,7 @@ def test_it_learns_to_balance_for_ever(algorithm, tmp_path):
     assert returns.min() == metrics["eval/min_return"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_policy(tmp_path):
     def weights(folder, seed, algorithm):
         flags = ["--total_steps", "2048", "--eval_every", "1024", "--algorithm", algorithm]

@@ -91,6 +91,7 @@ def test_the_seed_decides_the_rows():
     assert texts(make_split("ppo", 50, seed=1)) != texts(make_split("ppo", 50, seed=2))
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_makes_the_same_rows(splits):
     program = (
         "import hashlib, json; from tieback.data.helpdesk import make_split; "

@@ -201,6 +201,7 @@ def killed_and_finished(tmp_path: Path, backend: str, kills: int, seed: int) -> 
     assert_same(end_of(killed.folder), end_of(straight.folder))
 
 
+@pytest.mark.slow
 def test_killed_once_in_one_process(tmp_path: Path) -> None:
     killed_and_finished(tmp_path, "alone", 1, seed=0)
 

@@ -158,6 +158,7 @@ def test_torchrun_leaves_a_stage_time_to_save_after_ctrl_c(tmp_path, monkeypatch
     assert (tmp_path / "seconds").read_text() == seconds
 
 
+@pytest.mark.slow
 def test_a_stage_that_refuses_its_input_leaves_one_line(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3, "completion": "c"}\n')

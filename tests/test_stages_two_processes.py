@@ -47,6 +47,7 @@ def printed(run_dir):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_stage_writes_once(run_dir, printed):
     for stage in ("sft", "collect", "reward"):
         assert printed.count(f"{stage} → ") == 1
@@ -59,6 +60,7 @@ def test_every_stage_writes_once(run_dir, printed):
     assert {"model.norm.weight", "score.weight"} <= load_file(run_dir / "reward" / "model.safetensors").keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("printed")
 def test_the_responses_are_those_of_one_process(run_dir, monkeypatch):
     recipe = str(RECIPES / "smoke" / "collect.yaml")

@@ -69,6 +69,7 @@ def checkpoints(run: Path) -> list[Path]:
     return [run / "straight" / f"checkpoint-{step}" for step in STEPS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_two_processes_go_on_from_the_checkpoint_of_one(
     folder: Path, one: Results, two: list[Results], step: int
@@ -79,6 +80,7 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(
         assert resumed["seed"] == seed_of_process(0, step, rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_one_process_goes_on_from_the_checkpoint_of_two(
     folder: Path, tmp_path: Path, two: list[Results], step: int
@@ -136,6 +138,7 @@ def written_by(folder: Path, destination: Path, processes: int, **settings: Any)
     return str(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one")
 def test_another_global_batch_is_refused_with_the_numbers(folder: Path, tmp_path: Path) -> None:
     trainer = resume_cases.make_trainer(tmp_path, 1, per_device_train_batch_size=4)
@@ -156,6 +159,7 @@ def test_a_batch_that_does_not_divide_needs_another_number_of_processes() -> Non
         _check_processes(Path("checkpoint-2"), before, now, [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one")
 def test_checkpoints_of_another_backend_are_refused(folder: Path, tmp_path: Path) -> None:
     trainer = resume_cases.make_trainer(tmp_path, 1)
@@ -164,6 +168,7 @@ def test_checkpoints_of_another_backend_are_refused(folder: Path, tmp_path: Path
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one")
 def test_deepspeed_goes_on_with_as_many_processes_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

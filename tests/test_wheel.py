@@ -83,6 +83,7 @@ def test_it_holds_every_module_and_every_file_that_they_read(wheel: Path) -> Non
     assert {"__init__.py", "py.typed"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["wheel", "editable"])
 def test_it_is_imported_beside_files_of_the_users_own(
     source: str, installed: Path, users_folder: Path
@@ -102,6 +103,7 @@ def test_it_is_imported_beside_files_of_the_users_own(
     assert all(module.startswith("tieback.") for module in modules)
 
 
+@pytest.mark.slow
 def test_the_command_has_every_program_and_refuses_in_one_line(installed: Path, users_folder: Path) -> None:
     start = ("-c", "from tieback.cli.main import main; main()")
     done = run(*start, "gridworld", "--episodes", "300", cwd=users_folder, site=installed)
