@@ -173,7 +173,8 @@ def kill_all(pid: int) -> None:
     root = psutil.Process(pid)
     processes = [root, *root.children(recursive=True)]
     for process in processes:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have come to its end since
+            process.kill()
     psutil.wait_procs(processes[1:], timeout=30)
 
 
