@@ -96,7 +96,7 @@ def run(recipe: str, smaller: dict[str, dict[str, Any]], monkeypatch: pytest.Mon
 
 def test_sentiment_rises_within_the_bound_on_the_kl(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = {
-        "ppo": {"learning_rate": 1e-2, "num_ppo_epochs": 4, "max_completion_length": 8},
+        "ppo": {"learning_rate": 5e-3, "num_ppo_epochs": 4, "max_completion_length": 8},
         "evaluate": {"num_resamples": 2000},
     }
     metrics = run("sentiment", smaller, monkeypatch)
