@@ -112,7 +112,7 @@ def test_smollm2_learns_from_pairs_and_is_judged_by_an_encoder(
     smaller = {
         "sft": {"learning_rate": 1e-2, "num_train_epochs": 5},
         "reward": {"learning_rate": 5e-3, "num_train_epochs": 5},
-        "ppo": {"learning_rate": 1e-2, "max_completion_length": 8, "max_steps": 12},
+        "ppo": {"learning_rate": 5e-3, "max_completion_length": 8, "max_steps": 24},
         "evaluate": {"num_resamples": 2000},
     }
     metrics = run("smollm2", smaller, monkeypatch)
