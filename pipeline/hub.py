@@ -1,9 +1,8 @@
 """The end of a stage on the hub: its folder is uploaded once, when it is whole, without pickles and checkpoints."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -11,7 +10,7 @@ from huggingface_hub import HfApi
 from transformers import TrainingArguments
 
 from tieback.cli.errors import UsageError, first_line
-from tieback.pipeline.model_card import write_card
+from tieback.pipeline.model_card import CARD, shown
 
 # Weights, tokenizer, configuration, figures and card; so no pickle, and no file that names folders of this machine.
 UPLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.md", "calibration.png")
@@ -70,13 +69,17 @@ def claim_repository(args: TrainingArguments, named: Collection[str]) -> Reposit
 
 
 def publish(repository: Repository | None, folder: str | Path) -> None:
-    """Upload what is in the folder of a finished stage, its card among it; on the main process.
+    """Upload what is in the folder of a finished stage, on the main process; its card then calls it by the repository's name.
 
     Raises:
         UsageError: it cannot be uploaded. The model stays where it is.
     """
     if repository is None or not PartialState().is_main_process:
         return
+    card = Path(folder, CARD)
+    if card.is_file():  # a model of an earlier version has none
+        text = card.read_text(encoding="utf-8")
+        card.write_text(text.replace(shown(str(folder)), repository.name), encoding="utf-8")
     try:
         commit = HfApi(token=repository.token).upload_folder(
             repo_id=repository.name,
@@ -92,18 +95,3 @@ def publish(repository: Repository | None, folder: str | Path) -> None:
             f"({first_line(error)}). Give the same command again: it uploads without training anew."
         ) from error
     print(f"{folder} → {getattr(commit, 'repo_url', repository.name)}")
-
-
-def finish_model(
-    stage: str,
-    folder: str | Path,
-    metrics: Mapping[str, float],
-    settings: Mapping[str, Any],
-    start: str | None,
-    repository: Repository | None,
-) -> None:
-    """Write the card of a stage's model (see `write_card`), and upload both where that is asked for; on the main process."""
-    if PartialState().is_main_process:
-        name = None if repository is None else repository.name
-        write_card(stage, Path(folder), metrics, settings, start, name)
-    publish(repository, folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -68,9 +69,8 @@ def write_card(
     metrics: Mapping[str, float],
     settings: Mapping[str, Any],
     start: str | None,
-    name: str | None = None,
 ) -> None:
-    """Write `README.md` into the folder of a model.
+    """Write `README.md` into the folder of a model, on the main process.
 
     Licence, base model and data of the model that it started from are taken over from that one's card. No path of this
     machine is written, but for the last two parts of a folder's name.
@@ -81,8 +81,9 @@ def write_card(
         metrics: of the stage.
         settings: what the recipe and the command line set.
         start: folder or hub name of the model that the stage started from; None for a new one.
-        name: of the repository on the hub; that of the folder where None.
     """
+    if not PartialState().is_main_process:
+        return
     before = _metadata(start)
     adapted = (folder / "adapter_config.json").is_file()
     data = str(settings["dataset_name"]) if settings.get("dataset_name") else None
@@ -96,12 +97,12 @@ def write_card(
         pipeline_tag="text-classification" if stage == "reward" else "text-generation",
         tags=["tieback", "rlhf", {"reward": "reward-model"}.get(stage, stage)],
     )
-    name = name or shown(str(folder))
+    name = shown(str(folder))
     title, what = _STAGES[stage]
     license = before.get("license")
     kept = {key: _public(value) for key, value in settings.items() if key not in _NOT_SHOWN}
     text = _TEXT.format(
-        heading=name.rpartition("/")[2],
+        heading=name,
         title=title,
         what=what,
         start="a new model" if start is None else f"`{shown(start)}`",
@@ -133,9 +134,8 @@ def _metadata(start: str | None) -> dict[str, Any]:
         if is_hub_name(start):
             return ModelCard.load(start).data.to_dict()
         return metadata_load(Path(start) / CARD) or {}
-    except (
-        Exception
-    ):  # of the network, of the hub, and of what others wrote: no reason to lose a finished run
+    except Exception:
+        # Of the network, of the hub, and of what others wrote: no reason to lose a finished run.
         return {}
 
 

@@ -16,6 +16,7 @@ with every curve, and metrics.json into `<run_dir>/ppo`.
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -26,8 +27,9 @@ from trl import ModelConfig
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.finished import is_finished
-from tieback.pipeline.hub import claim_repository, finish_model, publish
+from tieback.pipeline.hub import claim_repository, publish
 from tieback.pipeline.interruption import exit_if_interrupted
+from tieback.pipeline.model_card import write_card
 from tieback.pipeline.model_loading import (
     context_length,
     load_adapted_policy,
@@ -154,8 +156,9 @@ def main() -> None:
         "train/iterations": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
+    write_card("ppo", Path(args.output_dir), metrics, settings, model_args.model_name_or_path)
     finish_stage("ppo", args.output_dir, metrics, settings)
-    finish_model("ppo", args.output_dir, metrics, settings, model_args.model_name_or_path, repository)
+    publish(repository, args.output_dir)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -32,8 +32,9 @@ from tieback.data.sources import Rows, load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
-from tieback.pipeline.hub import claim_repository, finish_model, publish
+from tieback.pipeline.hub import claim_repository, publish
 from tieback.pipeline.interruption import train_interruptibly
+from tieback.pipeline.model_card import write_card
 from tieback.pipeline.model_loading import (
     check_adapter_settings,
     check_chat_template,
@@ -162,8 +163,9 @@ def main() -> None:
     dropped = {"identical": 0, **rows.dropped, "identical_after_truncation": num_identical}
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
     metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
+    write_card("reward", Path(args.output_dir), metrics, settings, start)
     finish_stage("reward", args.output_dir, metrics, settings)
-    finish_model("reward", args.output_dir, metrics, settings, start, repository)
+    publish(repository, args.output_dir)
     state.wait_for_everyone()
 
 

@@ -13,6 +13,7 @@ Writes the model (safetensors; the adapter alone for LoRA), its tokenizer and me
 import json
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -27,8 +28,9 @@ from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
-from tieback.pipeline.hub import claim_repository, finish_model, publish
+from tieback.pipeline.hub import claim_repository, publish
 from tieback.pipeline.interruption import train_interruptibly
+from tieback.pipeline.model_card import write_card
 from tieback.pipeline.model_loading import (
     check_chat_template,
     context_length,
@@ -153,8 +155,9 @@ def main() -> None:
         "train/steps": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
     }
+    write_card("sft", Path(args.output_dir), metrics, settings, path)
     finish_stage("sft", args.output_dir, metrics, settings)
-    finish_model("sft", args.output_dir, metrics, settings, path, repository)
+    publish(repository, args.output_dir)
     PartialState().wait_for_everyone()
 
 

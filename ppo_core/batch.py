@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-# What a pass of a model costs beside its positions, in positions: about that of launching the kernels of a small model.
+# What a pass of a model is taken to cost beside its positions, in positions: a guess, for launching its kernels.
 _PASS = 256
 
 

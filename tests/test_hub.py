@@ -94,9 +94,14 @@ def test_an_upload_that_fails_loses_nothing_and_is_made_up_for_without_training(
         toy.run_ppo(tmp_path, *command)
     assert hub.uploads == []
     hub.down = None
+    # What a person has added to the card stays.
+    card = tmp_path / "run" / "ppo" / "README.md"
+    card.write_text(card.read_text() + "\nMind the dog.\n")
     monkeypatch.setattr(ppo.PPOTrainer, "train", lambda *_, **__: pytest.fail("it trained anew"))
     toy.run_ppo(tmp_path, *command)
     assert "model.safetensors" in hub.uploads[0]
+    assert card.read_text().endswith("Mind the dog.\n")
+    assert 'from_pretrained("me/polite")' in code_of(card.read_text())
 
 
 @pytest.mark.parametrize(
@@ -222,7 +227,7 @@ def test_licence_base_and_data_go_from_card_to_card(tmp_path: Path) -> None:
         "kl_coef": 0.05,
         "reward_funcs": [str(tmp_path / "reward"), "a:b"],
     }
-    write_card("ppo", folder, METRICS, settings, str(start), "me/polite")
+    write_card("ppo", folder, METRICS, settings, str(start))
     head, card = metadata_load(folder / "README.md"), (folder / "README.md").read_text()
     assert head["license"] == "apache-2.0"
     assert head["base_model"] == "owner/base"

@@ -1,9 +1,11 @@
 """Uploads of `PPOTrainer` itself, where no stage does it: without the pickle of arguments, in which a token may stand."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from tieback.pipeline.hub import Repository, finish_model
+from tieback.pipeline.hub import Repository, publish
+from tieback.pipeline.model_card import write_card
 from tieback.pipeline.rollout.token_scores import base_model
 from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer
 
@@ -54,7 +56,8 @@ class UploadingTrainer(CheckpointedTrainer):
         repository = Repository(
             str(self.hub_model_id), token, revision or self.args.hub_revision, commit_message or "Upload"
         )
-        finish_model("ppo", self.args.output_dir, last, settings, start, repository)
+        write_card("ppo", Path(str(self.args.output_dir)), last, settings, start)
+        publish(repository, str(self.args.output_dir))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Upload nothing while training: Trainer's own way takes the pickle of arguments along."""
