@@ -26,7 +26,7 @@ LATER := $(filter-out 1,$(ROUND))
 ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-more test-slow lint format docs clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-more test-slow lint format bench-setup bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,9 +83,17 @@ format: $(STAMP) ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench-setup: ## an environment of the benchmarks' peers: TRL 1.12, Stable-Baselines3, envpool
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+
+bench: $(STAMP) ## ours beside its peers (see benchmarks/RESULTS.md; make bench-setup first)
+	$(BIN)/python -m benchmarks.llm_ppo $(ARGS)
+	$(BIN)/python -m benchmarks.pong $(ARGS)
+
 docs: $(STAMP) ## the API reference from docstrings, into build/reference/
 	$(BIN)/python docs/build_reference.py
 
 clean: ## remove .venv, build/ and caches (runs/ is yours to remove)
-	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

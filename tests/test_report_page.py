@@ -288,6 +288,19 @@ def test_the_diagnostics_of_pong_stand_on_the_axes_of_the_language_model():
     assert "% of the training" in html
 
 
+def test_the_page_says_where_the_time_went():
+    phases = {"time/generate": 3.0, "time/score": 1.0, "time/logprobs": 1.0, "time/update": 5.0}
+    more = {"tokens_per_second": 1234.4, "memory/peak": 1500.0}
+    slow = {name: 100 * value for name, value in (phases | more).items()}
+    history = [{"step": step, **phases, **more} for step in range(4)] + [{"step": 4, **slow}]
+    html = render(make_report(histories={"ppo": history}))
+    assert (
+        "An iteration took 10.0 seconds (medians): sampling 30%, scoring 10%, log-probabilities and values 10%, "
+        "the update 50%. 1,234 tokens were sampled for each second of it, and a process held 150,000 MiB at most."
+    ) in " ".join(Page(html).text)
+    assert "seconds (medians)" not in render(make_report())
+
+
 def test_curves_leave_out_what_is_not_a_finite_number():
     history = [
         {"step": 1, "kl/ref": 1.0},

@@ -85,7 +85,7 @@ def test_like_lengths_together_change_no_result(tmp_path: Path, monkeypatch: pyt
     trainer.train()
     whole, _ = make(tmp_path, monkeypatch, longest=200)
     monkeypatch.setattr(passes, "trim", lambda inputs: inputs)
-    monkeypatch.setattr(passes, "TOKENS_AT_A_TIME", 10**6)
+    monkeypatch.setattr(passes, "TOKENS_AT_A_TIME_ON_CPU", 10**6)
     monkeypatch.setattr("tieback.ppo_core.batch._PASS", 10**6)
     seen = count_tokens(whole.model.policy.model)
     whole.train()

@@ -107,6 +107,41 @@ def test_weights_are_not_trained_in_bf16(tmp_path: Path) -> None:
     run.train()
 
 
+def test_models_attend_in_fp32_on_a_cpu_under_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused attention is slow backward in bf16 on a CPU. What is saved does not know of it."""
+    attended: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    logs = {}
+    attention = torch.nn.functional.scaled_dot_product_attention
+    for in_fp32 in (True, False):
+        if not in_fp32:
+            monkeypatch.setattr(trainer, "attend_in_fp32", lambda *_: None)
+
+        def seen(
+            query: torch.Tensor, *args: Any, dtypes: set = attended[in_fp32], **kwargs: Any
+        ) -> torch.Tensor:
+            cpu = torch.is_autocast_enabled("cpu")
+            dtypes.add(torch.bfloat16 if cpu else query.dtype)
+            return attention(query, *args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+        run = make(tmp_path / str(in_fp32))
+        run.train()
+        logs[in_fp32] = toy.iteration_logs(run)[0]
+    assert attended == {True: {torch.float32}, False: {torch.bfloat16}}
+    assert logs[True]["value/explained_variance"] == pytest.approx(
+        logs[False]["value/explained_variance"], rel=0.05
+    )
+    run.model.save(str(tmp_path / "saved"))
+    assert "attn_implementation" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_an_attention_of_the_users_choice_stays(tmp_path: Path) -> None:
+    model = toy.brief_policy(toy.tokenizer())
+    model.set_attn_implementation("eager")
+    run = make(tmp_path, model=model)
+    assert run.model.policy.config._attn_implementation == "eager"
+
+
 def test_fp32_is_left_alone(tmp_path: Path) -> None:
     run = make(tmp_path, bf16=False, peft_config=LORA)
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
@@ -154,7 +189,7 @@ def test_faults_are_found_and_one_rounded_token_in_bf16_is_none(
 
 
 def test_a_pass_has_a_bounded_number_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "TOKENS_AT_A_TIME", 60)
+    monkeypatch.setattr(passes, "TOKENS_AT_A_TIME_ON_CPU", 60)
     run = make(tmp_path, bf16=False)
     seen: list[int] = []
     run.model.critic.base_model.register_forward_pre_hook(

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tieback.pipeline.report.curves import Curve, curve, line_chart, logged_names
@@ -18,6 +19,12 @@ _PPO_CURVES = (
     ("value/loss", "Value loss", "of the critic"),
     ("completions/mean_length", "Completion length", "tokens"),
 )
+_PHASES = {
+    "time/generate": "sampling",
+    "time/score": "scoring",
+    "time/logprobs": "log-probabilities and values",
+    "time/update": "the update",
+}
 # Logged under one name by every PPO of this project.
 _SHARED = (
     ("policy/entropy", "Entropy", "nats an action"),
@@ -41,7 +48,24 @@ def ppo_html(history: History) -> str:
         if more
         else ""
     )
-    return f'<h2>PPO training</h2><div class="charts">{"".join(figures)}</div>{others}'
+    return f'<h2>PPO training</h2><div class="charts">{"".join(figures)}</div>{_where_time_went(history)}{others}'
+
+
+def _where_time_went(history: History) -> str:
+    """What an iteration took, and what took it; empty where the log does not say (before time/* was logged)."""
+    typical = {}
+    for name in (*_PHASES, "tokens_per_second", "memory/peak"):
+        values = [entry[name] for entry in history if name in entry]
+        if not values:
+            return ""
+        typical[name] = max(values) if name == "memory/peak" else median(values)
+    total = sum(typical[name] for name in _PHASES)
+    shares = ", ".join(f"{label} {100 * typical[name] / total:.0f}%" for name, label in _PHASES.items())
+    return (
+        f'<p class="note">An iteration took {number(total, 1)} seconds (medians): {shares}. '
+        f"{typical['tokens_per_second']:,.0f} tokens were sampled for each second of it, and a process held "
+        f"{typical['memory/peak']:,.0f} MiB at most.</p>"
+    )
 
 
 def reward_against_kl_html(history: History, frontier: Sequence[dict[str, float]], reward_name: str) -> str:

@@ -89,7 +89,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Most sequences in one forward or backward pass, like lengths together; changes memory and speed, not results. As many as make up 8,192 tokens, padding included, where not set."
+            "help": "Most sequences in one forward or backward pass, like lengths together; changes memory and speed, not results. As many as make up 8,192 tokens (1,024 on a CPU), padding included, where not set."
         },
     )
     generation_batch_size: int | None = field(

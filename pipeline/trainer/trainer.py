@@ -52,7 +52,7 @@ from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_
 from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.passes import in_passes, row_lengths
 from tieback.pipeline.trainer.phase_times import PhaseTimes
-from tieback.pipeline.trainer.precision import check_trained, keep_frozen_in_bf16
+from tieback.pipeline.trainer.precision import attend_in_fp32, check_trained, keep_frozen_in_bf16
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
@@ -187,6 +187,7 @@ class PPOTrainer(EvaluatedTrainer):
         for module in (trained, reference, *(scorer.model for scorer in reward_models)):
             if isinstance(module, nn.Module):
                 keep_frozen_in_bf16(module, self.accelerator)
+                attend_in_fp32(module, self.accelerator)
         replicate = args.replicate_frozen_models
         self.reference = (
             None if reference is None else place_reference(reference, self.accelerator, replicate)
@@ -259,7 +260,7 @@ class PPOTrainer(EvaluatedTrainer):
                 self.args.micro_batch_size or len(batch),
                 generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
                 value_only=self.state.global_step < self.args.critic_warmup_iterations,
-                lengths=row_lengths(batch.inputs, self.args.micro_batch_size),
+                lengths=row_lengths(batch.inputs, self.args.micro_batch_size, self.accelerator.device),
             )
         if not self._checked:
             check_ratio(stats.max_abs_log_ratio_first, self.model, self.accelerator.mixed_precision)

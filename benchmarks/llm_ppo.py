@@ -1,0 +1,88 @@
+"""Language-model PPO beside TRL 1.12's: seconds of an iteration and memory, as ratios.
+
+    make bench-setup
+    python -m benchmarks.llm_ppo --json llm_ppo.json
+
+A Llama of 7.3M parameters with random weights (hidden 256, 6 layers, vocabulary 2,048) as policy, reference, critic and
+reward model; 64 prompts, 4 epochs, 1 minibatch. Both trainers have the same models, prompts, numbers of tokens and
+precision flag, and split a minibatch as they do by themselves (ours) or by 16 rows (TRL, whose setting it is). Trainers
+take turns, and CPU seconds of their one thread are compared, so that other load on the machine counts little.
+"""
+
+import argparse
+
+from benchmarks.side_by_side import Figures, machine, ours, peer, take_turns, write_json
+
+_PHASES = ("generate", "score", "logprobs", "update")
+
+
+def main() -> None:
+    """Measure, print, and write the file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.llm_ppo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="measured iterations of each trainer")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each trainer")
+    parser.add_argument("--json", help="file for the figures")
+    args = parser.parse_args()
+
+    figures: Figures = {}
+    for world, dtype in (("equal", "bf16"), ("equal", "fp32"), ("varied", "bf16")):
+        figures |= speed(world, dtype, args.rounds, args.threads)
+    figures |= memory(args.threads)
+    skewed = take_turns({"ours": ours("skewed_tokens.py", args.threads)}, 1, 0, args.threads)
+    figures["ratio/skewed_tokens"] = skewed["ours"]["skewed_tokens"]
+
+    print(f"\n{machine()}, {args.threads} thread(s)")
+    for name, value in figures.items():
+        print(f"{name:<44} {value:10.3f}")
+    write_json(args.json, figures)
+
+
+def speed(world: str, dtype: str, rounds: int, threads: int) -> Figures:
+    """Ratios of CPU seconds of an iteration on a case, and the phases' shares of ours."""
+    case = f"{world}_{dtype}"
+    print(case)
+    workers = {
+        "trl": peer("trl_ppo.py", world, dtype, threads),
+        "ours_separate": ours("tieback_ppo.py", world, dtype, threads, "separate"),
+        "floor": ours("floor_ppo.py", world, dtype, threads),
+    }
+    if case == "equal_bf16":
+        workers["ours_shared"] = ours("tieback_ppo.py", world, dtype, threads, "shared")
+    found = take_turns(workers, rounds, threads=threads)
+    seconds = {name: of["cpu"] for name, of in found.items()}
+    separate = found["ours_separate"]
+    total = sum(separate[f"time/{phase}"] for phase in _PHASES)
+    ratios = {f"ratio/{case}_separate": seconds["trl"] / seconds["ours_separate"]}
+    if "ours_shared" in seconds:
+        ratios[f"ratio/{case}_shared"] = seconds["trl"] / seconds["ours_shared"]
+    # What is missing to 1 is not spent in the passes that an iteration needs.
+    floor = f"ratio/floor_{dtype}" if world == "equal" else f"ratio/floor_{case}"
+    ratios[floor] = seconds["floor"] / seconds["ours_separate"]
+    return {
+        **{f"seconds/{case}_{name}": value for name, value in seconds.items()},
+        **{f"share/{case}_{phase}": separate[f"time/{phase}"] / total for phase in _PHASES},
+        **ratios,
+    }
+
+
+def memory(threads: int) -> Figures:
+    """Peak of resident memory above the models' own with a vocabulary of 50,000, ours over TRL's."""
+    print("vocab50k_bf16")
+    workers = {
+        "trl": peer("trl_ppo.py", "vocab50k", "bf16", threads),
+        "ours": ours("tieback_ppo.py", "vocab50k", "bf16", threads, "separate"),
+    }
+    found = take_turns(workers, rounds=1, warm_up=0, threads=threads)
+    above = {name: of["memory"] - of["own"] for name, of in found.items()}
+    return {
+        **{f"memory_mib/vocab50k_{name}": value for name, value in above.items()},
+        "ratio/memory_50k": above["ours"] / above["trl"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Workers that take turns: each is a process that waits for a line, runs one iteration, and tells what it took."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Figures = dict[str, float]
+
+_FOLDER = Path(__file__).parent
+# The environment that `make bench-setup` makes; what a peer needs stands in peers.txt.
+PEERS = _FOLDER.parent / ".venv-bench" / "bin" / "python"
+
+
+def ours(script: str, *arguments: object) -> list[str]:
+    """Command of a worker in this environment."""
+    return [sys.executable, str(_FOLDER / "workers" / script), *map(str, arguments)]
+
+
+def peer(script: str, *arguments: object) -> list[str]:
+    """Command of a worker in the environment of the peers.
+
+    Raises:
+        SystemExit: there is no such environment.
+    """
+    if not PEERS.exists():
+        sys.exit(f"{PEERS} is missing: run `make bench-setup` first.")
+    return [str(PEERS), *ours(script, *arguments)[1:]]
+
+
+def take_turns(
+    workers: Mapping[str, Sequence[str]], rounds: int, warm_up: int = 1, threads: int = 1
+) -> dict[str, Figures]:
+    """Let each worker run an iteration in turn, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        workers: command of each, by name.
+        rounds: measured iterations of each.
+        warm_up: iterations before them that are not counted.
+        threads: of each worker.
+
+    Returns:
+        For each worker the median of each figure that it tells.
+
+    Raises:
+        RuntimeError: a worker ended; with the last lines that it wrote.
+    """
+    replies: dict[str, list[Figures]] = {name: [] for name in workers}
+    with contextlib.ExitStack() as stack:
+        started = {name: stack.enter_context(_started(command, threads)) for name, command in workers.items()}
+        for turn in range(warm_up + rounds):
+            for name, (process, log) in started.items():
+                figures = _turn(name, process, log)
+                phase = "warm-up" if turn < warm_up else f"round {turn - warm_up + 1}"
+                print(f"  {phase}  {name:<24} {figures['cpu']:8.2f} CPU seconds", file=sys.stderr, flush=True)
+                if turn >= warm_up:
+                    replies[name].append(figures)
+    return {
+        name: {key: median(figures[key] for figures in found) for key in found[0]}
+        for name, found in replies.items()
+    }
+
+
+def write_json(path: str | None, figures: Mapping[str, Any]) -> None:
+    """Write flat figures into a file, with the machine that they are of."""
+    if path is not None:
+        Path(path).write_text(
+            json.dumps({**figures, "machine": machine()}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def machine() -> str:
+    """Processor and date of a measurement."""
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return f"{len(names)} x {names[0] if names else platform.processor()}, {time.strftime('%Y-%m-%d')}"
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], threads: int) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            )
+        try:
+            yield process, log
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _turn(name: str, process: subprocess.Popen[str], log: Path) -> Figures:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("\n")
+        process.stdin.flush()
+    reply = process.stdout.readline()
+    if not reply:
+        raise RuntimeError(f"The worker {name} ended:\n{log.read_text()[-3000:]}")
+    return json.loads(reply)

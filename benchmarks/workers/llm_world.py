@@ -1,0 +1,118 @@
+"""What both trainers are given: models of random weights, prompts, and lengths. It imports nothing of either."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+PAD, EOS = 0, 1
+FIRST_WORD = 2
+PPO_EPOCHS = 4
+MICRO_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class World:
+    """A case of the benchmark.
+
+    Args:
+        vocab_size: tokens in the vocabulary.
+        rows: prompts in an iteration.
+        prompt_lengths: least and greatest number of tokens in a prompt.
+        max_completion_length: most tokens in a completion.
+        mean_length: mean of the geometric distribution that lengths of completions come from; None where every
+            completion is of the greatest length.
+    """
+
+    vocab_size: int = 2048
+    rows: int = 64
+    prompt_lengths: tuple[int, int] = (32, 32)
+    max_completion_length: int = 48
+    mean_length: int | None = None
+
+
+WORLDS = {
+    "equal": World(),
+    "varied": World(prompt_lengths=(8, 64), max_completion_length=64, mean_length=16),
+    "vocab50k": World(vocab_size=50_000),
+    # Its completions are given (see skewed_tokens.py).
+    "skewed": World(prompt_lengths=(10, 60), max_completion_length=512),
+}
+
+
+def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """A tokenizer in which each word is a token, so that decoding and encoding again change no length."""
+    words = {"<pad>": PAD, "<eos>": EOS} | {
+        f"w{number}": number for number in range(FIRST_WORD, world.vocab_size)
+    }
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def prompts(world: World) -> list[str]:
+    """One text for each row, of words at random."""
+    dice = random.Random(0)
+    return [
+        " ".join(
+            f"w{dice.randrange(FIRST_WORD, world.vocab_size)}"
+            for _ in range(dice.randint(*world.prompt_lengths))
+        )
+        for _ in range(world.rows)
+    ]
+
+
+def make_config(world: World) -> LlamaConfig:
+    """A small Llama: hidden 256, 6 layers."""
+    return LlamaConfig(
+        vocab_size=world.vocab_size,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        max_position_embeddings=2048,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        tie_word_embeddings=False,
+    )
+
+
+def make_policy(world: World) -> PreTrainedModel:
+    """A policy of random weights, whose head has a bias on the EOS token that sets how long completions are."""
+    torch.manual_seed(0)
+    config = make_config(world)
+    model = LlamaForCausalLM(config)
+    head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
+    head.weight.data.copy_(model.lm_head.weight.data)
+    head.bias.data.zero_()
+    model.lm_head = head
+    bias = -30.0
+    if world.mean_length is not None:
+        ids = torch.randint(FIRST_WORD, world.vocab_size, (8, 32))
+        with torch.no_grad():
+            bias = float(model(ids).logits.logsumexp(-1).mean()) - math.log(world.mean_length - 1)
+    head.bias.data[EOS] = bias
+    return model
+
+
+def make_classifier(world: World, seed: int) -> PreTrainedModel:
+    """A critic or a reward model of the same shape."""
+    torch.manual_seed(seed)
+    config = make_config(world)
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config)

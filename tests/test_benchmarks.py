@@ -1,0 +1,130 @@
+"""The benchmarks: turns, figures, and that the models and lengths are what the tables say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import side_by_side
+from benchmarks.side_by_side import ours, peer, take_turns, write_json
+
+ROOT = Path(__file__).parents[1]
+WORKERS = ROOT / "benchmarks" / "workers"
+
+# Writes its name into a file in each turn, and says a number that it counts up; in the turn `breaks` it raises.
+COUNTING = f"""
+import sys
+sys.path.insert(0, {str(WORKERS)!r})
+from protocol import Turns
+
+name, file, breaks = sys.argv[1:]
+turns = Turns()
+count = 0
+while True:
+    turns.wait()
+    count += 1
+    print("not a reply")
+    if count == int(breaks):
+        raise ValueError("out of luck")
+    with open(file, "a") as log:
+        log.write(name)
+    turns.done(count=count)
+"""
+
+
+def counting(tmp_path: Path, name: str, breaks: int = 0) -> list[str]:
+    script = tmp_path / "counting.py"
+    script.write_text(COUNTING)
+    return [sys.executable, str(script), name, str(tmp_path / "order"), str(breaks)]
+
+
+def test_workers_take_turns_and_the_warm_up_does_not_count(tmp_path: Path) -> None:
+    found = take_turns({name: counting(tmp_path, name) for name in "ab"}, rounds=3, warm_up=2)
+    assert (tmp_path / "order").read_text() == "ab" * 5
+    assert {name: figures["count"] for name, figures in found.items()} == {"a": 4, "b": 4}  # of 3, 4 and 5
+    assert all(0 < figures["cpu"] < 5 and figures["memory"] > 1 for figures in found.values())
+
+
+def test_a_worker_that_fails_is_named_with_its_own_words(tmp_path: Path) -> None:
+    workers = {"good": counting(tmp_path, "a"), "bad": counting(tmp_path, "b", breaks=2)}
+    with pytest.raises(RuntimeError, match=r"(?s)worker bad ended.*ValueError: out of luck"):
+        take_turns(workers, rounds=3)
+
+
+def test_peers_that_are_not_installed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "PEERS", tmp_path / "python")
+    with pytest.raises(SystemExit, match=r"python is missing: run `make bench-setup` first"):
+        peer("trl_ppo.py")
+
+
+def test_the_file_holds_flat_figures_and_the_machine(tmp_path: Path) -> None:
+    write_json(str(tmp_path / "figures.json"), {"ratio/sb3": 2.5})
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found.pop("machine")
+    assert found == {"ratio/sb3": 2.5}
+
+
+def in_workers(code: str) -> Any:
+    """What `code`, run where the workers' modules are, prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=WORKERS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_case_of_varied_lengths_has_the_lengths_that_it_says() -> None:
+    """EOS with a chance of 1/16 at each token, whatever came before; and a token of text is a token of the model."""
+    found = in_workers("""
+import json, torch
+from llm_world import WORLDS, make_policy, make_tokenizer, prompts, EOS
+world = WORLDS["varied"]
+policy, tokenizer = make_policy(world), make_tokenizer(world)
+ids = torch.randint(2, world.vocab_size, (8, 20))
+with torch.no_grad():
+    chances = policy(ids).logits.softmax(-1)[..., EOS]
+texts = prompts(world)
+lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+same = all(tokenizer(tokenizer.decode(tokenizer(t)["input_ids"]))["input_ids"] == tokenizer(t)["input_ids"] for t in texts)
+equal = make_policy(WORLDS["equal"])
+with torch.no_grad():
+    never = equal(ids).logits.softmax(-1)[..., EOS]
+print(json.dumps([chances.mean().item(), chances.std().item(), min(lengths), max(lengths), same, never.max().item()]))
+""")
+    mean, spread, shortest, longest, same, never = found
+    assert mean == pytest.approx(1 / 16, rel=0.1)
+    assert spread < 0.3 * mean
+    assert (shortest, longest) == (8, 64)
+    assert same
+    assert never < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("tieback_ppo.py", ["varied", "fp32", 1, "shared"]),
+        ("floor_ppo.py", ["varied", "fp32", 1]),
+        ("tieback_pong.py", ["fp32", 1]),
+        ("floor_pong.py", ["fp32", 1]),
+    ],
+)
+def test_our_workers_do_an_iteration(script: str, arguments: list[Any]) -> None:
+    found = take_turns({"ours": ours(script, *arguments)}, rounds=1, warm_up=0)["ours"]
+    assert found["cpu"] > 1
+    phases = [value for name, value in found.items() if name.startswith("time/")]
+    assert not phases or 0.9 < sum(phases) / found["wall"] < 1.01
+    if "own" in found:
+        assert found["memory"] > found["own"] > 100
+
+
+@pytest.mark.slow
+def test_a_skewed_batch_is_computed_with_little_padding() -> None:
+    found = take_turns({"ours": ours("skewed_tokens.py", torch.get_num_threads())}, rounds=1, warm_up=0)[
+        "ours"
+    ]
+    assert 1 < found["skewed_tokens"] < 1.3
