@@ -87,9 +87,8 @@ bench-setup: ## an environment of the benchmarks' peers: TRL 1.12, Stable-Baseli
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 
-bench: $(STAMP) ## ours beside its peers (see benchmarks/RESULTS.md; make bench-setup first)
-	$(BIN)/python -m benchmarks.llm_ppo $(ARGS)
-	$(BIN)/python -m benchmarks.pong $(ARGS)
+bench: $(STAMP) ## ours beside its peers: half an hour (see benchmarks/RESULTS.md; make bench-setup first)
+	for name in llm_ppo pong memory; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(STAMP) ## the API reference from docstrings, into build/reference/
 	$(BIN)/python docs/build_reference.py

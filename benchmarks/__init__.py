@@ -1,1 +1,1 @@
-"""Ours beside its peers, in one run: `python -m benchmarks.llm_ppo`, `python -m benchmarks.pong` (see RESULTS.md)."""
+"""Ours beside its peers, one command for each: `llm_ppo`, `pong`, `memory`; figures in RESULTS.md."""

@@ -10,14 +10,17 @@ take turns, and CPU seconds of their one thread are compared, so that other load
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 
+from benchmarks.memory import above_models
 from benchmarks.side_by_side import Figures, machine, ours, peer, take_turns, write_json
 
 _PHASES = ("generate", "score", "logprobs", "update")
 
 
-def main() -> None:
-    """Measure, print, and write the file."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.llm_ppo",
         description=__doc__,
@@ -26,12 +29,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="measured iterations of each trainer")
     parser.add_argument("--threads", type=int, default=1, help="threads of each trainer")
     parser.add_argument("--json", help="file for the figures")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, and write the file."""
     figures: Figures = {}
     for world, dtype in (("equal", "bf16"), ("equal", "fp32"), ("varied", "bf16")):
         figures |= speed(world, dtype, args.rounds, args.threads)
-    figures |= memory(args.threads)
+    print("vocab50k_bf16")
+    figures["ratio/memory_50k"] = above_models("vocab50k", ["separate"], args.threads)["ratio/separate"]
     skewed = take_turns({"ours": ours("skewed_tokens.py", args.threads)}, 1, 0, args.threads)
     figures["ratio/skewed_tokens"] = skewed["ours"]["skewed_tokens"]
 
@@ -69,20 +76,5 @@ def speed(world: str, dtype: str, rounds: int, threads: int) -> Figures:
     }
 
 
-def memory(threads: int) -> Figures:
-    """Peak of resident memory above the models' own with a vocabulary of 50,000, ours over TRL's."""
-    print("vocab50k_bf16")
-    workers = {
-        "trl": peer("trl_ppo.py", "vocab50k", "bf16", threads),
-        "ours": ours("tieback_ppo.py", "vocab50k", "bf16", threads, "separate"),
-    }
-    found = take_turns(workers, rounds=1, warm_up=0, threads=threads)
-    above = {name: of["memory"] - of["own"] for name, of in found.items()}
-    return {
-        **{f"memory_mib/vocab50k_{name}": value for name, value in above.items()},
-        "ratio/memory_50k": above["ours"] / above["trl"],
-    }
-
-
 if __name__ == "__main__":
-    main()
+    main(parse(sys.argv[1:]))

@@ -8,14 +8,16 @@ They take turns, an iteration each, and CPU seconds are compared, of all the thr
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 from benchmarks.side_by_side import machine, ours, peer, take_turns, write_json
 
 _STEPS = 8 * 128
 
 
-def main() -> None:
-    """Measure, print, and write the file."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pong",
         description=__doc__,
@@ -24,8 +26,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="measured iterations of each trainer")
     parser.add_argument("--threads", type=int, default=1, help="threads of each trainer")
     parser.add_argument("--json", help="file for the figures")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, and write the file."""
     workers = {
         "sb3": peer("sb3_pong.py", args.threads),
         "cleanrl_envpool": peer("cleanrl_pong.py", args.threads),
@@ -54,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(sys.argv[1:]))

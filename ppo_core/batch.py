@@ -6,9 +6,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-# What a pass of a model is taken to cost beside its positions, in positions: a guess, for launching its kernels.
-_PASS = 256
-
 
 @dataclass
 class Batch:
@@ -128,14 +125,18 @@ class RowLengths:
         trim: cuts some rows of the batch to what the longest of them fills. It is given inputs on the device where
             they lay in the batch.
         max_positions: most positions in one pass, padding included; a longer row has a pass of its own.
+        pass_cost: what a pass costs beside its positions, in positions.
     """
 
     positions: Sequence[int]
     trim: Callable[[Batch], Batch]
     max_positions: int | None = None
+    pass_cost: int = 0
 
 
-def like_length_groups(positions: Sequence[int], max_rows: int, max_positions: int | None) -> list[Tensor]:
+def like_length_groups(
+    positions: Sequence[int], max_rows: int, max_positions: int | None, pass_cost: int
+) -> list[Tensor]:
     """Put rows into passes, like lengths together, such that the passes cost the least.
 
     A pass costs its rows times the longest of them, and a constant. The best split of rows that are sorted by length
@@ -145,6 +146,7 @@ def like_length_groups(positions: Sequence[int], max_rows: int, max_positions: i
         positions: filled positions of each row.
         max_rows: most rows in a pass.
         max_positions: most positions in a pass of several rows, padding included; None for no such limit.
+        pass_cost: the constant.
 
     Returns:
         For each pass the indices of its rows, the longest row first, and the pass of the longest row first: where
@@ -158,8 +160,8 @@ def like_length_groups(positions: Sequence[int], max_rows: int, max_positions: i
             computed = positions[row] * (end - first)
             if max_positions is not None and computed > max_positions and end > first + 1:
                 break
-            if cost[first] + _PASS + computed < cost[end]:
-                cost[end], first_of[end] = cost[first] + _PASS + computed, first
+            if cost[first] + pass_cost + computed < cost[end]:
+                cost[end], first_of[end] = cost[first] + pass_cost + computed, first
     groups: list[Tensor] = []
     end = len(order)
     while end:

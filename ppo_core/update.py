@@ -121,7 +121,8 @@ def _groups(rows: Tensor, micro_batch_size: int, lengths: RowLengths | None) -> 
     if lengths is None:
         return [part for part in rows.split(micro_batch_size) if len(part)]
     positions = [lengths.positions[row] for row in rows.tolist()]
-    return [rows[part] for part in like_length_groups(positions, micro_batch_size, lengths.max_positions)]
+    groups = like_length_groups(positions, micro_batch_size, lengths.max_positions, lengths.pass_cost)
+    return [rows[part] for part in groups]
 
 
 def _check_setup(

@@ -27,6 +27,7 @@ PAGES = {
     for name in (
         "README.md",
         "CHANGELOG.md",
+        "benchmarks/RESULTS.md",
         "docs/glossary.md",
         "docs/human_feedback.md",
         "docs/index.md",
@@ -61,7 +62,7 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|tieback rlhf|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
+            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|tieback rlhf|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
             line,
         )
     ]
@@ -90,6 +91,10 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         flags = words[words.index("-m") + 2 :]
         # There is no run to resume here.
         module.parse([flag for flag in flags if flag != "--resume"])
+    elif "-m" in words and words[words.index("-m") + 1].startswith("benchmarks."):
+        importlib.import_module(words[words.index("-m") + 1]).parse(words[words.index("-m") + 2 :])
+    elif "benchmarks/peers.txt" in words:
+        assert (ROOT / "benchmarks" / "peers.txt").is_file()
     elif "pipeline.label" in words:
         parse_flags(LabelArguments, "label", words[words.index("pipeline.label") + 1 :])
     elif "pipeline.report" in words:

@@ -86,7 +86,7 @@ def test_like_lengths_together_change_no_result(tmp_path: Path, monkeypatch: pyt
     whole, _ = make(tmp_path, monkeypatch, longest=200)
     monkeypatch.setattr(passes, "trim", lambda inputs: inputs)
     monkeypatch.setattr(passes, "TOKENS_AT_A_TIME_ON_CPU", 10**6)
-    monkeypatch.setattr("tieback.ppo_core.batch._PASS", 10**6)
+    monkeypatch.setattr(passes, "_PASS_COST_ON_CPU", 10**6)
     seen = count_tokens(whole.model.policy.model)
     whole.train()
     assert len(seen) == 1 + 2 * 2
@@ -109,7 +109,7 @@ def cheapest(lengths: list[int], max_rows: int, max_positions: int | None) -> fl
     for rows in range(1, min(max_rows, len(lengths)) + 1):
         if rows > 1 and max_positions is not None and rows * lengths[0] > max_positions:
             continue
-        best = min(best, 256 + rows * lengths[0] + cheapest(lengths[rows:], max_rows, max_positions))
+        best = min(best, 100 + rows * lengths[0] + cheapest(lengths[rows:], max_rows, max_positions))
     return best
 
 
@@ -118,7 +118,7 @@ def test_the_split_is_the_cheapest_of_all(max_rows: int, max_positions: int | No
     draw = random.Random(max_rows)
     for _ in range(20):
         lengths = [draw.choice([draw.randint(1, 60), draw.randint(1, 900)]) for _ in range(9)]
-        groups = [group.tolist() for group in like_length_groups(lengths, max_rows, max_positions)]
+        groups = [group.tolist() for group in like_length_groups(lengths, max_rows, max_positions, 100)]
         assert sorted(row for group in groups for row in group) == list(range(9))
         assert all(len(group) <= max_rows for group in groups)
         costs = [len(group) * lengths[group[0]] for group in groups]
@@ -126,7 +126,7 @@ def test_the_split_is_the_cheapest_of_all(max_rows: int, max_positions: int | No
         assert max_positions is None or all(
             cost <= max_positions or len(group) == 1 for cost, group in zip(costs, groups, strict=True)
         )
-        assert sum(costs) + 256 * len(groups) == cheapest(
+        assert sum(costs) + 100 * len(groups) == cheapest(
             sorted(lengths, reverse=True), max_rows, max_positions
         )
-    assert like_length_groups([], max_rows, max_positions) == []
+    assert like_length_groups([], max_rows, max_positions, 100) == []

@@ -14,15 +14,19 @@ from tieback.ppo_core.batch import like_length_groups
 # activations stay in its caches.
 TOKENS_AT_A_TIME = 8192
 TOKENS_AT_A_TIME_ON_CPU = 1024
+# What a pass costs beside its tokens, in tokens: on a CPU about what a model of 7M parameters took, on a GPU a guess.
+_PASS_COST, _PASS_COST_ON_CPU = 256, 100
 
 
 def row_lengths(inputs: dict[str, Tensor], micro_batch_size: int | None, device: torch.device) -> RowLengths:
     """Tokens of each row, and how many a pass may take: any number where `micro_batch_size` bounds its rows."""
-    most = TOKENS_AT_A_TIME_ON_CPU if device.type == "cpu" else TOKENS_AT_A_TIME
+    on_cpu = device.type == "cpu"
+    most = TOKENS_AT_A_TIME_ON_CPU if on_cpu else TOKENS_AT_A_TIME
     return RowLengths(
         positions=(inputs["prompt_lengths"] + inputs["completion_lengths"]).tolist(),
         trim=_trim_batch,
         max_positions=most if micro_batch_size is None else None,
+        pass_cost=_PASS_COST_ON_CPU if on_cpu else _PASS_COST,
     )
 
 
@@ -46,7 +50,9 @@ def in_passes(
     """
     lengths = row_lengths(inputs, micro_batch_size, accelerator.device)
     rows, longest = inputs["completion_ids"].shape
-    groups = like_length_groups(lengths.positions, micro_batch_size or rows, lengths.max_positions)
+    groups = like_length_groups(
+        lengths.positions, micro_batch_size or rows, lengths.max_positions, lengths.pass_cost
+    )
     own = torch.tensor(len(groups), device=accelerator.device)
     fillers = int(accelerator.reduce(own, "max")) - len(groups)
     results: tuple[Tensor, ...] = ()
