@@ -79,7 +79,7 @@ def by_whole_logits(model: Any, packed: dict[str, torch.Tensor]) -> tuple[torch.
 def test_log_probabilities_entropies_and_gradients_are_those_of_whole_logits(
     name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language_head, "CHUNK", chunk * 20)
+    monkeypatch.setattr(language_head, "CHUNK_ON_CPU", chunk * 20)
     compare(make(name))
 
 
@@ -87,7 +87,7 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_whole_logits(
 def test_an_adapter_in_the_head_is_not_forgotten(
     target_modules: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language_head, "CHUNK", 60 * 3)  # three tokens at a time
+    monkeypatch.setattr(language_head, "CHUNK_ON_CPU", 60 * 3)  # three tokens at a time
     config = LoraConfig(
         r=4, target_modules=target_modules, task_type="CAUSAL_LM", init_lora_weights=False,
         exclude_modules=None if "lm_head" in target_modules else ["lm_head"],
@@ -134,7 +134,7 @@ class Largest(TorchDispatchMode):
 def test_no_more_logits_than_a_chunk_are_held(adapter: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = 20_000
     chunk = 3 * vocabulary
-    monkeypatch.setattr(language_head, "CHUNK", chunk)
+    monkeypatch.setattr(language_head, "CHUNK_ON_CPU", chunk)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES | {"vocab_size": vocabulary, "hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2}))  # fmt: skip
     if adapter:

@@ -40,7 +40,8 @@ def make_trainer(
     """Our trainer on the models and prompts of a case."""
     policy, reward_model = make_policy(world), make_classifier(world, 2)
     value_model = make_classifier(world, 1) if critic == "separate" else None
-    own = resident_mib()
+    # The trainer makes the reference by itself.
+    own = resident_mib() + sum(p.numel() * p.element_size() for p in policy.parameters()) / 2**20
     trainer = trainer_class(
         model=policy,
         reward_funcs=reward_model,
