@@ -170,6 +170,7 @@ def run(folder, *more):
     return subprocess.run(command(folder, *more), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_policy_video_pictures_and_figures_and_is_evaluated_again(tmp_path):
     done = run(tmp_path, "--total_steps", "16", "--eval_episodes", "2", "--video_every", "16")
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,8 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of tokens, and entropy of the distributions that they were drawn from.
 
-    Forward and backward pass hold at most `CHUNK` logits each time (on a CPU `CHUNK_ON_CPU`), whatever the vocabulary and the number of tokens.
+    Forward and backward pass hold at most `CHUNK` logits each time (on a CPU `CHUNK_ON_CPU`), whatever the vocabulary and the
+    number of tokens.
 
     Args:
         model: causal language model.
