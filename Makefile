@@ -88,7 +88,9 @@ bench-setup: ## an environment of the benchmarks' peers: TRL 1.12, Stable-Baseli
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 
 bench: $(STAMP) ## ours beside its peers: half an hour (see benchmarks/RESULTS.md; make bench-setup first)
-	for name in llm_ppo pong memory; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.llm_ppo
+	$(BIN)/python -m benchmarks.pong
+	$(BIN)/python -m benchmarks.memory
 
 docs: $(STAMP) ## the API reference from docstrings, into build/reference/
 	$(BIN)/python docs/build_reference.py
