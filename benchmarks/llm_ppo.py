@@ -14,22 +14,14 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.memory import above_models
-from benchmarks.side_by_side import Figures, machine, ours, peer, take_turns, write_json
+from benchmarks.side_by_side import Figures, ours, peer, read_flags, take_turns, tell
 
 _PHASES = ("generate", "score", "logprobs", "update")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.llm_ppo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=2, help="measured iterations of each trainer")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each trainer")
-    parser.add_argument("--json", help="file for the figures")
-    return parser.parse_args(argv)
+    return read_flags("llm_ppo", __doc__, argv, rounds=2)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -38,14 +30,11 @@ def main(args: argparse.Namespace) -> None:
     for world, dtype in (("equal", "bf16"), ("equal", "fp32"), ("varied", "bf16")):
         figures |= speed(world, dtype, args.rounds, args.threads)
     print("vocab50k_bf16")
-    figures["ratio/memory_50k"] = above_models("vocab50k", ["separate"], args.threads)["ratio/separate"]
+    figures["ratio/memory_50k"] = above_models("vocab50k", ["separate"], 1, args.threads)["ratio/separate"]
     skewed = take_turns({"ours": ours("skewed_tokens.py", args.threads)}, 1, 0, args.threads)
     figures["ratio/skewed_tokens"] = skewed["ours"]["skewed_tokens"]
 
-    print(f"\n{machine()}, {args.threads} thread(s)")
-    for name, value in figures.items():
-        print(f"{name:<44} {value:10.3f}")
-    write_json(args.json, figures)
+    tell(figures, args.threads, args.json)
 
 
 def speed(world: str, dtype: str, rounds: int, threads: int) -> Figures:

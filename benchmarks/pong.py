@@ -11,22 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.side_by_side import machine, ours, peer, take_turns, write_json
-
-_STEPS = 8 * 128
+from benchmarks.side_by_side import ours, peer, read_flags, take_turns, tell
+from benchmarks.workers.pong_world import STEPS
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pong",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=10, help="measured iterations of each trainer")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each trainer")
-    parser.add_argument("--json", help="file for the figures")
-    return parser.parse_args(argv)
+    return read_flags("pong", __doc__, argv, rounds=10)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     seconds = {name: of["cpu"] for name, of in found.items()}
     # `python -m classic_rl.pong` computes in bf16 where the processor has it, and this is where it pays.
     best = min(("fp32", "bf16"), key=lambda dtype: seconds[f"ours_{dtype}"])
-    figures = {f"steps_per_second/{name}": _STEPS / value for name, value in seconds.items()}
+    figures = {f"steps_per_second/{name}": STEPS / value for name, value in seconds.items()}
     for dtype in ("fp32", "bf16"):
         own = seconds[f"ours_{dtype}"]
         figures[f"ratio/{dtype}_sb3"] = seconds["sb3"] / own
@@ -52,10 +43,7 @@ def main(args: argparse.Namespace) -> None:
     for name in ("sb3", "cleanrl_envpool", "floor"):
         figures[f"ratio/{name}"] = figures[f"ratio/{best}_{name}"]
 
-    print(f"\n{machine()}, {args.threads} thread(s); ratio/* without a precision: {best}")
-    for name, value in figures.items():
-        print(f"{name:<44} {value:10.3f}")
-    write_json(args.json, figures)
+    tell(figures, args.threads, args.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Workers that take turns: each is a process that waits for a line, runs one iteration, and tells what it took."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -11,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 Figures = dict[str, float]
 
@@ -69,8 +69,26 @@ def take_turns(
     }
 
 
-def write_json(path: str | None, figures: Mapping[str, Any]) -> None:
-    """Write flat figures into a file, with the machine that they are of."""
+def read_flags(name: str, doc: str | None, argv: Sequence[str], rounds: int) -> argparse.Namespace:
+    """The flags of the benchmark `name`, whose module has the docstring `doc`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"measured iterations of each trainer ({rounds})"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of each trainer (1)")
+    parser.add_argument("--json", help="file for the figures")
+    return parser.parse_args(argv)
+
+
+def tell(figures: Figures, threads: int, path: str | None) -> None:
+    """Print the figures, and write them with the machine that they are of into the file that is named."""
+    print(f"\n{machine()}, {threads} thread(s)")
+    for name, value in figures.items():
+        print(f"{name:<44} {value:10.3f}")
     if path is not None:
         Path(path).write_text(
             json.dumps({**figures, "machine": machine()}, indent=2) + "\n", encoding="utf-8"

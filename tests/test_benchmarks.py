@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import side_by_side
-from benchmarks.side_by_side import ours, peer, take_turns, write_json
+from benchmarks.side_by_side import ours, peer, take_turns, tell
 
 ROOT = Path(__file__).parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
@@ -62,7 +62,7 @@ def test_peers_that_are_not_installed_are_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_file_holds_flat_figures_and_the_machine(tmp_path: Path) -> None:
-    write_json(str(tmp_path / "figures.json"), {"ratio/sb3": 2.5})
+    tell({"ratio/sb3": 2.5}, 1, str(tmp_path / "figures.json"))
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found.pop("machine")
     assert found == {"ratio/sb3": 2.5}
@@ -115,7 +115,7 @@ print(json.dumps([chances.mean().item(), chances.std().item(), min(lengths), max
 )
 def test_our_workers_do_an_iteration(script: str, arguments: list[Any]) -> None:
     found = take_turns({"ours": ours(script, *arguments)}, rounds=1, warm_up=0)["ours"]
-    assert found["cpu"] > 1
+    assert found["cpu"] > 0.1
     phases = [value for name, value in found.items() if name.startswith("time/")]
     assert not phases or 0.9 < sum(phases) / found["wall"] < 1.01
     if "own" in found:

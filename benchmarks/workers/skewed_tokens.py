@@ -1,4 +1,4 @@
-"""Tokens that the policy computes in an update on a skewed batch: `skewed_tokens.py THREADS`.
+"""Tokens that the policy computes in an iteration on a skewed batch, over the real ones: `skewed_tokens.py THREADS`.
 
 64 rows of 10 to 60 and 10 to 60 tokens, but for one prompt of 900 and one completion of 512.
 """
