@@ -27,7 +27,7 @@ from tieback.classic_rl.pong_policy import PongPolicy, greedy_returns, load_poli
 from tieback.classic_rl.pong_training import PongPPOArguments, train
 from tieback.classic_rl.tracking import tracking_accelerator
 from tieback.cli.arguments import parse_flags
-from tieback.cli.devices import choose_device
+from tieback.cli.devices import choose_device, has_fast_bf16
 from tieback.cli.errors import UsageError, run
 from tieback.cli.results import print_metrics, write_json, write_metrics
 
@@ -102,14 +102,7 @@ class PongArguments:
         if self.save_every < 1 or self.video_every < 0:
             raise UsageError("save_every must be at least 1, and video_every at least 0.")
         if self.bf16 is None:
-            on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = torch.cuda.is_bf16_supported() if on_gpu else _has_fast_bf16()
-
-
-def _has_fast_bf16() -> bool:
-    """Whether the CPU has instructions for bfloat16; others only imitate it, slowly."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+            self.bf16 = has_fast_bf16(self.use_cpu)
 
 
 def parse(argv: list[str]) -> tuple[PongArguments, PongPPOArguments]:

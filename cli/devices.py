@@ -22,3 +22,15 @@ def choose_device(use_cpu: bool = False, ddp_timeout: float = 1800) -> PartialSt
     if use_cpu or not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(seconds=ddp_timeout))
+
+
+def has_fast_bf16(use_cpu: bool = False) -> bool:
+    """Whether the device that `choose_device` chooses has instructions for bfloat16; others only imitate it, slowly.
+
+    Args:
+        use_cpu: leave an accelerator alone.
+    """
+    if torch.accelerator.is_available() and not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

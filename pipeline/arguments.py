@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
+from transformers.hf_argparser import string_to_bool
 
 from tieback.cli.arguments import RecipeParser, check_settings, instances, nearest
-from tieback.cli.devices import choose_device
+from tieback.cli.devices import choose_device, has_fast_bf16
 from tieback.cli.errors import UsageError
 
+AUTO = "auto"
 RECIPES = Path(__file__).resolve().parent / "recipes"
 # Of no consequence for what a stage makes, or a secret.
 _NOT_WRITTEN_DOWN = ("overwrite", "hub_token")
@@ -79,7 +81,17 @@ class RunArguments:
 
 
 class StageParser(RecipeParser):
-    """Reads the settings of a stage; the process group is made with those of it, before dataclasses ask for the device."""
+    """Reads the settings of a stage; the process group is made with those of it, before dataclasses ask for the device.
+
+    `bf16` may be `auto`: true where the device is made for it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for action in self._actions:
+            if action.dest == "bf16":
+                action.type = _bool_or_auto
+                action.help = f"{action.help} `auto`: where the device has instructions for it."
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse what the recipe and the command line set, and choose the device.
@@ -91,7 +103,10 @@ class StageParser(RecipeParser):
         seconds = namespace.ddp_timeout
         if not isinstance(seconds, int | float) or not seconds > 0:
             raise UsageError(f"ddp_timeout must be a number of seconds above 0, but is {seconds!r}.")
-        choose_device(getattr(namespace, "use_cpu", False), seconds)
+        use_cpu = getattr(namespace, "use_cpu", False)
+        choose_device(use_cpu, seconds)
+        if getattr(namespace, "bf16", None) == AUTO:
+            namespace.bf16 = has_fast_bf16(use_cpu)
         return namespace, unknown
 
 
@@ -174,6 +189,10 @@ def parse_stage(
         if hasattr(item, name) and name not in _NOT_WRITTEN_DOWN
     }
     return parsed
+
+
+def _bool_or_auto(word: str | bool) -> str | bool:
+    return word if word == AUTO else string_to_bool(word)
 
 
 def recipe_path(name: str, stage: str) -> Path:
