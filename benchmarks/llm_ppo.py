@@ -14,14 +14,14 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.memory import above_models
-from benchmarks.side_by_side import Figures, ours, peer, read_flags, take_turns, tell
+from benchmarks.side_by_side import Figures, flag_parser, ours, peer, take_turns, tell
 
 _PHASES = ("generate", "score", "logprobs", "update")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags."""
-    return read_flags("llm_ppo", __doc__, argv, rounds=2)
+    return flag_parser("llm_ppo", __doc__, rounds=2).parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -12,12 +12,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.side_by_side import Figures, ours, peer, read_flags, take_turns, tell
+from benchmarks.side_by_side import Figures, flag_parser, ours, peer, take_turns, tell
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags."""
-    return read_flags("memory", __doc__, argv, rounds=1)
+    return flag_parser("memory", __doc__, rounds=1).parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

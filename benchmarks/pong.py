@@ -11,13 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.side_by_side import ours, peer, read_flags, take_turns, tell
+from benchmarks.side_by_side import flag_parser, ours, peer, take_turns, tell
 from benchmarks.workers.pong_world import STEPS
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags."""
-    return read_flags("pong", __doc__, argv, rounds=10)
+    return flag_parser("pong", __doc__, rounds=10).parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -69,8 +69,8 @@ def take_turns(
     }
 
 
-def read_flags(name: str, doc: str | None, argv: Sequence[str], rounds: int) -> argparse.Namespace:
-    """The flags of the benchmark `name`, whose module has the docstring `doc`."""
+def flag_parser(name: str, doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The flags that every benchmark has: of `name`, whose module has the docstring `doc`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=doc,
@@ -81,7 +81,7 @@ def read_flags(name: str, doc: str | None, argv: Sequence[str], rounds: int) -> 
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of each trainer (1)")
     parser.add_argument("--json", help="file for the figures")
-    return parser.parse_args(argv)
+    return parser
 
 
 def tell(figures: Figures, threads: int, path: str | None) -> None:

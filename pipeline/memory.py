@@ -8,14 +8,13 @@ contents, whose sizes are added up.
 
 import copy
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +25,7 @@ from trl import ModelConfig
 from tieback.cli.errors import UsageError, first_line, run
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.live_memory import Sizes, phases_of, size_of
+from tieback.pipeline.memory_of_processes import Estimate, read_backend, shared_out
 from tieback.pipeline.model_loading import loading, new_adapter
 from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.pypi_models import folder_of
@@ -69,46 +69,6 @@ class MemoryArguments:
             raise ValueError(f"prompt_length must be at least 1, got {self.prompt_length}.")
 
 
-@dataclass
-class Estimate:
-    """Bytes of one process.
-
-    Args:
-        weights: by role.
-        gradients: of all trained weights.
-        optimizer: its states.
-        layer: weights of the largest layer.
-        phases: what each needs on top of weights and optimiser states (see `phases_of`).
-    """
-
-    weights: dict[str, int]
-    gradients: int
-    optimizer: int
-    layer: int
-    phases: dict[str, int]
-
-    @property
-    def held(self) -> int:
-        """Bytes that are there throughout the run."""
-        return sum(self.weights.values()) + self.optimizer
-
-    @property
-    def peak(self) -> int:
-        """Most bytes at a time."""
-        return self.held + max(self.phases[name] for name in ("generate", "score", "logprobs", "update"))
-
-    def figures(self) -> dict[str, int]:
-        """All of it, by flat names."""
-        return {
-            **{f"weights/{role}": size for role, size in self.weights.items()},
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
-            "kv_cache": self.phases["kv_cache"],
-            **{f"peak/{name}": self.held + size for name, size in self.phases.items() if name != "kv_cache"},
-            "peak": self.peak,
-        }
-
-
 def main() -> None:
     """Print the estimate of a run."""
     quiet_libraries()
@@ -116,9 +76,11 @@ def main() -> None:
         "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, MemoryArguments), writes=False
     )
     sizes = sizes_of(args, memory_args.prompt_length)
-    estimate = estimate_of(run_args, ppo_args, args, model_args, sizes)
-    if memory_args.accelerate_config is not None:
-        estimate = sharded(estimate, memory_args.accelerate_config, args.bf16)
+    backend = None if memory_args.accelerate_config is None else read_backend(memory_args.accelerate_config)
+    gathers = backend is not None and backend.shards_weights
+    estimate = estimate_of(run_args, ppo_args, args, model_args, sizes, gathers)
+    if backend is not None:
+        estimate = shared_out(estimate, backend, args.bf16)
     show(estimate, sizes)
     if memory_args.json is not None:
         Path(memory_args.json).write_text(json.dumps(estimate.figures(), indent=2) + "\n", encoding="utf-8")
@@ -148,9 +110,20 @@ def sizes_of(args: PPOConfig, prompt_length: int | None) -> Sizes:
 
 
 def estimate_of(
-    run_args: RunArguments, ppo_args: PPOArguments, args: PPOConfig, model_args: ModelConfig, sizes: Sizes
+    run_args: RunArguments,
+    ppo_args: PPOArguments,
+    args: PPOConfig,
+    model_args: ModelConfig,
+    sizes: Sizes,
+    gathers: bool = False,
 ) -> Estimate:
     """The estimate of one process that holds every model whole.
+
+    Args:
+        run_args, ppo_args, args, model_args: settings of the run.
+        sizes: of its batches.
+        gathers: whether its backend gathers weights that are sharded; under bf16 in bf16, where autocast would keep a copy
+            of all that are trained.
 
     Raises:
         UsageError: the policy, or a reward model, cannot be found; or a model chooses by its numbers what it computes.
@@ -176,7 +149,9 @@ def estimate_of(
             start = _scalar_model("value_model", value_model, own, may_share=args.critic != "separate")
         actor_critic, reference = make_actor_critic(policy, start, scorers, peft_config, args)
         accelerator = Accelerator(cpu=True, mixed_precision="bf16" if args.bf16 else "no")
-        whole = [scorer.model for scorer in scorers if isinstance(scorer.model, nn.Module)]
+        whole = [
+            scorer.model.requires_grad_(False) for scorer in scorers if isinstance(scorer.model, nn.Module)
+        ]
         for module in filter(None, (actor_critic, reference, *whole)):
             keep_frozen_in_bf16(module, accelerator)
     actor_critic.train()
@@ -184,6 +159,9 @@ def estimate_of(
         actor_critic.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     weights = _weights(actor_critic, reference, whole, model_args)
     trained = sum(p.numel() for p in actor_critic.parameters() if p.requires_grad)
+    layer = _largest_layer(actor_critic)
+    if gathers and args.bf16:
+        actor_critic.to(torch.bfloat16)
     try:
         phases = phases_of(actor_critic, reference, [s.model for s in scorers], args, sizes, args.bf16)
     except RuntimeError as error:
@@ -191,8 +169,10 @@ def estimate_of(
             f"The passes of {config.model_type} cannot be followed without their contents, as those of a mixture of experts "
             f"cannot ({first_line(error)})."
         ) from error
+    if gathers and args.bf16:
+        phases["update"] += 2 * trained  # gradients are summed in fp32
     states = OPTIMIZER_BYTES.get(args.optim.value, ADAMW_BYTES)
-    return Estimate(weights, 4 * trained, states * trained, _largest_layer(actor_critic), phases)
+    return Estimate(weights, 4 * trained, states * trained, layer, phases)
 
 
 def _config(setting: str, name: str, model_args: ModelConfig) -> PreTrainedConfig:
@@ -302,40 +282,6 @@ def _is_quantised(model_args: ModelConfig) -> bool:
 def _largest_layer(actor_critic: ActorCritic) -> int:
     layers = [m for m in actor_critic.modules() if type(m).__name__ in actor_critic._no_split_modules]
     return max(map(size_of, layers), default=0)
-
-
-def sharded(estimate: Estimate, path: str, bf16: bool) -> Estimate:
-    """What one of several processes needs, by what its backend divides among them.
-
-    DDP keeps a second copy of the gradients in its buckets. ZeRO-2 divides gradients and optimiser states, of which DeepSpeed
-    keeps fp32 copies of the weights as well; ZeRO-3 and FSDP divide the weights, too, gather two layers at a time, and the
-    whole policy to generate. Weights are counted in the precision of one process, though DeepSpeed keeps all of them in
-    bf16 under bf16.
-
-    Raises:
-        UsageError: the file cannot be read, or is of a backend that PPO does not run on.
-    """
-    with loading("accelerate_config", path):
-        config = load_config_from_file(path)
-    kind, processes = str(config.distributed_type).removeprefix("DistributedType."), config.num_processes
-    weights, gradients, optimizer = estimate.weights, estimate.gradients, estimate.optimizer
-    phases = dict(estimate.phases)
-    if processes == 1 or kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        phases["update"] += gradients if processes > 1 else 0
-        return replace(estimate, phases=phases)
-    stage = (getattr(config, "deepspeed_config", None) or {}).get("zero_stage", 3)
-    if kind not in ("DEEPSPEED", "FSDP"):
-        raise UsageError(f"accelerate_config: {path} is for {kind}, which PPO does not run on.")
-    if kind == "DEEPSPEED":
-        optimizer += gradients  # as many bytes as an fp32 copy of what is trained
-    phases["update"] -= gradients - gradients // processes
-    if stage == 3:
-        whole = weights["policy"] // (2 if bf16 else 1)
-        weights = {role: size // processes for role, size in weights.items()}
-        phases["generate"] += whole
-        for name in ("score", "logprobs", "update"):
-            phases[name] += 2 * estimate.layer
-    return Estimate(weights, gradients // processes, optimizer // processes, estimate.layer, phases)
 
 
 def show(estimate: Estimate, sizes: Sizes) -> None:

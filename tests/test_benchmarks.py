@@ -108,6 +108,7 @@ print(json.dumps([chances.mean().item(), chances.std().item(), min(lengths), max
     ("script", "arguments"),
     [
         ("tieback_ppo.py", ["varied", "fp32", 1, "shared"]),
+        ("tieback_ppo.py", ['{"rows": 32, "num_layers": 2}', "fp32", 1, "separate"]),
         ("floor_ppo.py", ["varied", "fp32", 1]),
         ("tieback_pong.py", ["fp32", 1]),
         ("floor_pong.py", ["fp32", 1]),

@@ -139,6 +139,20 @@ def test_lora_trains_adapters_and_bf16_halves_what_is_frozen(
     assert saved == pytest.approx(matrices * (2 - 0.5 - 4 / 64) + others, abs=64)
 
 
+def test_a_reward_model_of_its_own_is_frozen_and_under_bf16_in_bf16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, half = (
+        estimate(tmp_path, monkeypatch, "--critic_init", "reward", "--bf16", value)
+        for value in ("false", "true")
+    )
+    matrices = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    assert full["weights/reward"] - half["weights/reward"] == pytest.approx(2 * matrices, abs=2 * 64)
+    # The critic is a copy of it that is trained, in fp32.
+    assert half["weights/critic"] == full["weights/critic"]
+    assert half["gradients"] == full["gradients"]
+
+
 @pytest.mark.slow
 def test_four_roles_on_a_base_of_135_million_weigh_little_more_than_the_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -192,6 +206,25 @@ def test_backends_divide_what_they_divide(tmp_path: Path, monkeypatch: pytest.Mo
     assert by_name["fsdp2"]["optimizer"] == alone["optimizer"] // 8
     assert by_name["zero2"]["weights/policy"] == alone["weights/policy"]
     assert by_name["zero2"]["optimizer"] == (alone["optimizer"] + alone["gradients"]) // 8
+
+
+def test_what_is_gathered_is_gathered_in_bf16_and_no_other_copy_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast, of a process that holds all weights, keeps the copies of those that are trained until the pass is over."""
+    fsdp2 = ["--accelerate_config", str(ROOT / "accelerate_configs" / "fsdp2.yaml")]
+    alone = estimate(tmp_path, monkeypatch, "--bf16", "true")
+    shared = estimate(tmp_path, monkeypatch, "--bf16", "true", *fsdp2)
+    matrices = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+
+    def above(figures: dict[str, int]) -> int:
+        held = figures["optimizer"] + sum(
+            size for name, size in figures.items() if name.startswith("weights")
+        )
+        return figures["peak/update"] - held - figures["gradients"]
+
+    largest = 2 * (matrices // 3 + 2 * 64) * 4
+    assert above(shared) - largest < above(alone) - 2 * matrices
 
 
 def test_a_mixture_of_experts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from tieback.cli.devices import has_fast_bf16
 from tieback.cli.errors import UsageError
 from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
 from tieback.pipeline.ppo import PPOArguments
@@ -69,6 +71,7 @@ def test_a_recipe_is_read_whole_by_its_stage(path: Path, monkeypatch: pytest.Mon
         holders = [item for item in parsed if hasattr(item, key)]
         assert holders, key
         read = getattr(holders[0], key)
+        value = has_fast_bf16() if (key, value) == ("bf16", "auto") else value
         # Scheduler and strategy names become enums, JSON is read, and a file may lie beside the recipe.
         assert getattr(read, "value", read) in (value, [value], str(path.parent / str(value))), key
     (run,) = (item for item in parsed if isinstance(item, RunArguments))
@@ -124,9 +127,24 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path) -> None:
     assert (args.kl_coef, args.output_dir) == (0.3, str(tmp_path / "x"))
 
 
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", None])
+def test_bf16_auto_is_true_where_the_processor_has_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: str | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, str(instructions): True})
+    argv = [*recipe(tmp_path, f"run_dir: {tmp_path}\nbf16: auto\n"), "--use_cpu"]
+    run, _, args = parse_stage("ppo", PPO_TYPES, argv)
+    assert args.bf16 is run.recipe["bf16"] is (instructions is not None)
+    _, _, args = parse_stage("ppo", PPO_TYPES, [*argv, "--bf16", "false"])
+    assert args.bf16 is False
+    _, _, args = parse_stage("ppo", PPO_TYPES, [*recipe(tmp_path, "bf16: false"), "--use_cpu", "--bf16=auto"])
+    assert args.bf16 is (instructions is not None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("bf16: sometimes", r"bf16"),
         ("kl_coeff: 0.1", r"recipe\.yaml: nothing reads the key `kl_coeff`. Did you mean `kl_coef`\?"),
         ("zzzz: 0.1", r"recipe\.yaml: nothing reads the key `zzzz`\. Remove it"),
         ("[1, 2]", r"recipe\.yaml must be a mapping of settings"),

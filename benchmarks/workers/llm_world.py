@@ -1,5 +1,6 @@
 """What both trainers are given: models of random weights, prompts, and lengths. It imports nothing of either."""
 
+import json
 import math
 import random
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class World:
         max_completion_length: most tokens in a completion.
         mean_length: mean of the geometric distribution that lengths of completions come from; None where every
             completion is of the greatest length.
+        hidden_size: of each model; its heads have 32 channels.
+        num_layers: of each model.
     """
 
     vocab_size: int = 2048
@@ -41,6 +44,8 @@ class World:
     prompt_lengths: tuple[int, int] = (32, 32)
     max_completion_length: int = 48
     mean_length: int | None = None
+    hidden_size: int = 256
+    num_layers: int = 6
 
 
 WORLDS = {
@@ -76,14 +81,19 @@ def prompts(world: World) -> list[str]:
     ]
 
 
+def world_named(name: str) -> World:
+    """The case of that name, or one that is written out as JSON."""
+    return World(**json.loads(name)) if name.startswith("{") else WORLDS[name]
+
+
 def make_config(world: World) -> LlamaConfig:
-    """A small Llama: hidden 256, 6 layers."""
+    """A small Llama."""
     return LlamaConfig(
         vocab_size=world.vocab_size,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=8,
+        hidden_size=world.hidden_size,
+        intermediate_size=world.hidden_size * 11 // 4,
+        num_hidden_layers=world.num_layers,
+        num_attention_heads=world.hidden_size // 32,
         max_position_embeddings=2048,
         pad_token_id=PAD,
         bos_token_id=None,

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from llm_world import (
     PPO_EPOCHS,
-    WORLDS,
     World,
     make_classifier,
     make_policy,
     make_tokenizer,
     prompts,
+    world_named,
 )
 from protocol import Turns, resident_mib
 from torch import Tensor
@@ -74,7 +74,7 @@ def main() -> None:
     """Train for as many turns as there are."""
     torch.set_num_threads(int(sys.argv[3]))
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(WORLDS[sys.argv[1]], sys.argv[2], sys.argv[4], folder).train()
+        make_trainer(world_named(sys.argv[1]), sys.argv[2], sys.argv[4], folder).train()
 
 
 if __name__ == "__main__":
