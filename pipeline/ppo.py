@@ -37,6 +37,7 @@ from tieback.pipeline.model_loading import (
     load_tokenizer,
     new_adapter,
 )
+from tieback.pipeline.progress import FirstStep
 from tieback.pipeline.prompts import load_prompts
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resume import checkpoint_to_resume
@@ -138,6 +139,8 @@ def main() -> None:
         value_model=critic_to_start_from(ppo_args, rewards),
         peft_config=peft_config,
     )
+    first_step = FirstStep()
+    trainer.add_callback(first_step)
     settings = run.recipe | {"digests": trainer.inputs}
     if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
         publish(repository, args.output_dir)
@@ -155,6 +158,7 @@ def main() -> None:
         "num_prompts/left_out": counts["left_out"],
         "train/iterations": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
+        **first_step.figures(),
     }
     write_card("ppo", Path(args.output_dir), metrics, settings, model_args.model_name_or_path)
     finish_stage("ppo", args.output_dir, metrics, settings)

@@ -1,8 +1,10 @@
-"""The bar of a training by Transformers' Trainer."""
+"""What is seen of a training by Transformers' Trainer: its bar, and how long it took to begin."""
 
+import time
 from typing import Any
 
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+import psutil
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 
@@ -37,3 +39,21 @@ def show_figures(trainer: Trainer, shown: dict[str, str]) -> None:
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(FiguresInBar(shown))
+
+
+class FirstStep(TrainerCallback):
+    """Seconds from the start of this process to its first step: libraries, models, data, checks."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock, once."""
+        if self._seconds is None:
+            self._seconds = time.time() - psutil.Process().create_time()
+
+    def figures(self) -> dict[str, float]:
+        """`train/seconds_to_first_step`; nothing where no step was left to do."""
+        return {} if self._seconds is None else {"train/seconds_to_first_step": self._seconds}

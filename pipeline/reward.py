@@ -43,7 +43,7 @@ from tieback.pipeline.model_loading import (
     model_kwargs,
     new_adapter,
 )
-from tieback.pipeline.progress import show_figures
+from tieback.pipeline.progress import FirstStep, show_figures
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
@@ -133,6 +133,8 @@ def main() -> None:
         peft_config=peft_config,
     )
     show_figures(trainer, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
+    first_step = FirstStep()
+    trainer.add_callback(first_step)
     settings = run.recipe | launch_settings(trainer)
     settings |= {
         "model": weights_digest(start),
@@ -162,7 +164,7 @@ def main() -> None:
     metrics |= {"num_pairs/train": len(train), "num_pairs/held_out": len(held_out)}
     dropped = {"identical": 0, **rows.dropped, "identical_after_truncation": num_identical}
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
-    metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started}
+    metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started, **first_step.figures()}
     write_card("reward", Path(args.output_dir), metrics, settings, start)
     finish_stage("reward", args.output_dir, metrics, settings)
     publish(repository, args.output_dir)

@@ -39,7 +39,7 @@ from tieback.pipeline.model_loading import (
     new_adapter,
     new_policy,
 )
-from tieback.pipeline.progress import show_figures
+from tieback.pipeline.progress import FirstStep, show_figures
 from tieback.pipeline.prompts import fit_prompts
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
@@ -121,6 +121,8 @@ def main() -> None:
         peft_config=new_adapter(model_args, model),
     )
     show_figures(trainer, {"loss": "loss", "mean_token_accuracy": "token accuracy"})
+    first_step = FirstStep()
+    trainer.add_callback(first_step)
     stop_ids = model.generation_config.eos_token_id
     path = model_args.model_name_or_path
     settings = run.recipe | launch_settings(trainer)
@@ -154,6 +156,7 @@ def main() -> None:
         "num_parameters": trainer.model.num_parameters(),
         "train/steps": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
+        **first_step.figures(),
     }
     write_card("sft", Path(args.output_dir), metrics, settings, path)
     finish_stage("sft", args.output_dir, metrics, settings)

@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -26,7 +28,7 @@ from tieback.pipeline.model_loading import (
     load_tokenizer,
     new_policy,
 )
-from tieback.pipeline.progress import FiguresInBar
+from tieback.pipeline.progress import FiguresInBar, FirstStep
 from tieback.pipeline.rollout.sampler import end_of_turn_id
 
 SMOKE = str(RECIPES / "smoke" / "sft.yaml")
@@ -86,6 +88,20 @@ def test_the_bar_bears_figures_that_are_logged(smoke):
     assert isinstance(bar, FiguresInBar)
     logged = {name for entry in smoke[1].state.log_history for name in entry}
     assert bar.shown.keys() <= logged
+
+
+def test_a_stage_tells_how_long_it_took_to_begin(smoke):
+    """Since this process began; the steps come after."""
+    metrics = json.loads((smoke[0] / "sft" / "metrics.json").read_text())
+    age = time.time() - psutil.Process().create_time()
+    assert 0 < metrics["train/seconds_to_first_step"] < age
+    (runtime,) = (e["train_runtime"] for e in smoke[1].state.log_history if "train_runtime" in e)
+    assert metrics["train/seconds_to_first_step"] + runtime < age
+    (first_step,) = (item for item in smoke[1].callback_handler.callbacks if isinstance(item, FirstStep))
+    before = first_step.figures()
+    first_step.on_step_begin(smoke[1].args, smoke[1].state, smoke[1].control)
+    assert first_step.figures() == before
+    assert FirstStep().figures() == {}
 
 
 def test_the_loss_is_on_the_completion_and_its_end_alone(smoke):
