@@ -178,7 +178,7 @@ def without_measurements(figures: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in figures.items()
-        if not re.search("^time/|^memory/|per_second|/seconds$|^train_|runtime", name)
+        if not re.search("^time/|^memory/|per_second|/seconds|^train_|runtime", name)
     }
 
 
