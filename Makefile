@@ -87,10 +87,12 @@ bench-setup: ## an environment of the benchmarks' peers: TRL 1.12, Stable-Baseli
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 
-bench: $(STAMP) ## ours beside its peers: half an hour (see benchmarks/RESULTS.md; make bench-setup first)
+bench: $(STAMP) ## ours beside its peers: an hour (see benchmarks/RESULTS.md; make bench-setup first)
 	$(BIN)/python -m benchmarks.llm_ppo
 	$(BIN)/python -m benchmarks.pong
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.cartpole
+	$(BIN)/python -m benchmarks.growth
 
 docs: $(STAMP) ## the API reference from docstrings, into build/reference/
 	$(BIN)/python docs/build_reference.py

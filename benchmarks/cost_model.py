@@ -70,12 +70,14 @@ def counts(shape: Shape) -> dict[str, dict[str, float]]:
 
     Returns:
         By phase: `operations` of matrices, elements of `logits`, `layers` that are called, `weights` that are read (in
-        generation, once a token) or updated.
+        generation, once a token) or updated, and elements of the `cache` that each token of generation reads and copies.
     """
     trunk, head = shape.trunk_operations, shape.head_operations
     logits = float(shape.rows * shape.completion * shape.vocabulary)
     called = float(shape.layers * shape.passes)
     whole = float(shape.trunk + shape.hidden * shape.vocabulary)
+    keys_and_values = 2.0 * shape.layers * (shape.kv or shape.hidden)
+    cache = shape.rows * shape.completion * (shape.prompt + shape.completion / 2) * keys_and_values
     trained = 2 * shape.trunk + 3 * shape.hidden * shape.vocabulary  # policy; critic, which has no head
     return {
         "generate": {
@@ -83,6 +85,7 @@ def counts(shape: Shape) -> dict[str, dict[str, float]]:
             "logits": logits,
             "layers": float(shape.layers * shape.completion),
             "weights": whole * shape.completion,
+            "cache": cache,
         },
         "score": {"operations": trunk, "layers": called},
         "logprobs": {"operations": 3 * trunk + 2 * head, "logits": 2 * logits, "layers": 3 * called},

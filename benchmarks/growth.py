@@ -4,7 +4,7 @@
 
 One thing at a time is changed from 32 rows of 32 + 32 tokens, a Llama of hidden 256 and 6 layers, and a vocabulary of 2,048, as
 policy, reference, critic and reward model in bf16. The model (`benchmarks.cost_model`) is fitted to that, and then has to say what
-five other sizes take, which differ in everything. The phases are timed by the clock: leave the machine alone meanwhile.
+five other sizes take, which differ in everything.
 """
 
 import argparse
@@ -68,6 +68,8 @@ def main(args: argparse.Namespace) -> None:
     for name, of in grown.items():
         for shape in of:
             figures |= {f"seconds/{name}_{_size(shape, name):g}_{p}": s for p, s in seconds[shape].items()}
+    for number, shape in enumerate(_HELD_OUT):
+        figures |= {f"seconds/held_out{number}_{phase}": s for phase, s in seconds[shape].items()}
     figures |= {f"rate/{phase}_{name}": rate for phase, of in rates.items() for name, rate in of.items()}
     figures |= errors(shapes, seconds, rates, "fitted") | errors(_HELD_OUT, seconds, rates, "held_out")
     # A token of generation costs the host of a GPU what it costs here beside the matrices.
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def measure(shape: Shape, rounds: int, threads: int) -> dict[str, float]:
-    """Seconds of each phase."""
+    """CPU seconds of an iteration, divided among its phases as the clock divides it."""
     world = {
         "rows": shape.rows,
         "prompt_lengths": (shape.prompt, shape.prompt),
@@ -90,8 +92,10 @@ def measure(shape: Shape, rounds: int, threads: int) -> dict[str, float]:
         "num_layers": shape.layers,
     }
     worker = ours("tieback_ppo.py", json.dumps(world), "bf16", threads, "separate")
-    found = take_turns({str(shape): worker}, rounds, threads=threads)[str(shape)]
-    return {phase: found[f"time/{phase}"] for phase in PHASES}
+    label = f"{shape.rows} x {shape.prompt}+{shape.completion}, {shape.hidden} x {shape.layers}, {shape.vocabulary}"
+    found = take_turns({label: worker}, rounds, threads=threads)[label]
+    by_clock = sum(found[f"time/{phase}"] for phase in PHASES)
+    return {phase: found["cpu"] * found[f"time/{phase}"] / by_clock for phase in PHASES}
 
 
 def errors(
@@ -127,7 +131,7 @@ def draw(
         axes.set_xticks(sizes, [f"{size:,.3g}" if name == "trunk" else f"{size:,.0f}" for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel(_GROWTH[name][0])
-        axes.set_ylabel("seconds")
+        axes.set_ylabel("CPU seconds")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(title="points: measured\nlines: model")
     figure.savefig(path, dpi=110)
