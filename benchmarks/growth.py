@@ -133,7 +133,9 @@ def draw(
         axes.set_xlabel(_GROWTH[name][0])
         axes.set_ylabel("CPU seconds")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(title="points: measured\nlines: model")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    title = "points: measured, lines: model"
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(PHASES), title=title)
     figure.savefig(path, dpi=110)
 
 
