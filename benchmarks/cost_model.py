@@ -153,7 +153,7 @@ class Gpu:
     launch: float = 5e-4
 
 
-def predict_sharded(shape: Shape, gpus: int, gpu: Gpu, minibatches: int = 1) -> dict[str, float]:
+def predict_sharded(shape: Shape, gpus: int, gpu: Gpu) -> dict[str, float]:
     """Seconds of each phase on several GPUs that share the rows, and hold weights of 2 bytes sharded (ZeRO-3, FSDP2).
 
     The policy is gathered whole to generate; every other pass gathers each layer once forward and once backward, and
@@ -163,16 +163,14 @@ def predict_sharded(shape: Shape, gpus: int, gpu: Gpu, minibatches: int = 1) -> 
         shape: of all GPUs together.
         gpus: how many.
         gpu: what each does.
-        minibatches: steps of the optimiser in an epoch.
     """
     operations, head = shape.trunk_operations / gpus, shape.head_operations / gpus
     whole = 2.0 * (shape.trunk + shape.hidden * shape.vocabulary)
     gather = whole * (gpus - 1) / gpus / gpu.link
     passes = math.ceil(shape.tokens / gpus / TOKENS_AT_A_TIME_ON_GPU)
-    in_minibatch = math.ceil(shape.tokens / gpus / minibatches / TOKENS_AT_A_TIME_ON_GPU)
     decode = max(whole / gpu.bandwidth, gpu.launch * shape.layers)
     # Of policy and critic: weights forward and backward, and gradients of twice their bytes.
-    exchanged = 2 * gather * (1 + 1 + 2) * in_minibatch * minibatches
+    exchanged = 2 * gather * (1 + 1 + 2) * passes
     return {
         "generate": gather + (operations + head) / gpu.operations + shape.completion * decode,
         "score": gather * passes + operations / gpu.operations,

@@ -144,7 +144,7 @@ def test_bf16_auto_is_true_where_the_processor_has_instructions_for_it(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bf16: sometimes", r"bf16"),
+        ("bf16: sometimes", r"argument --bf16: Truthy value expected: got sometimes"),
         ("kl_coeff: 0.1", r"recipe\.yaml: nothing reads the key `kl_coeff`. Did you mean `kl_coef`\?"),
         ("zzzz: 0.1", r"recipe\.yaml: nothing reads the key `zzzz`\. Remove it"),
         ("[1, 2]", r"recipe\.yaml must be a mapping of settings"),
