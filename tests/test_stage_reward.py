@@ -100,13 +100,13 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
 def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(run_dir, monkeypatch):
     run(run_dir, "--save_steps", "50", output="straight")
 
-    class Interrupted(reward.RewardTrainer):
+    class Interrupted(reward.SharedTextsTrainer):
         def training_step(self, *args, **kwargs):
             os.kill(os.getpid(), signal.SIGINT)
             return super().training_step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reward, "RewardTrainer", Interrupted)
+        patch.setattr(reward, "SharedTextsTrainer", Interrupted)
         with pytest.raises(SystemExit) as end:
             run(run_dir, "--save_steps", "50")
     assert end.value.code == 130
@@ -280,7 +280,7 @@ def test_a_reward_model_goes_on_being_trained(run_dir):
 
 
 def test_bad_input_is_refused_before_training(run_dir, monkeypatch):
-    monkeypatch.setattr(reward.RewardTrainer, "train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(reward.SharedTextsTrainer, "train", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(UsageError, match="leaves one side empty"):
         run(run_dir, "--held_out_fraction", "0.001")
     two_labels = run_dir / "two"

@@ -1,0 +1,100 @@
+"""Pairs that share texts: the same loss and gradient as TRL's, with each text read once; and the order of prompts."""
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from datasets import Dataset
+from torch import nn
+from trl import RewardConfig, RewardTrainer
+
+from tieback.pipeline.shared_texts import PromptSampler, SharedTextsTrainer
+
+
+def ranked(prompt: list[int], responses: list[list[int]]) -> list[dict[str, Any]]:
+    """All pairs of some responses, the best first."""
+    return [
+        {"prompt": str(prompt), "chosen_ids": prompt + better, "rejected_ids": prompt + worse}
+        for place, better in enumerate(responses)
+        for worse in responses[place + 1 :]
+    ]
+
+
+PAIRS = [
+    *ranked([5, 6, 7], [[8, 9], [10], [11, 12, 13], [14]]),
+    *ranked([15], [[16, 17, 18, 19], [20]]),
+    *ranked([21, 22], [[23], [24, 25], [26, 27]]),
+]
+
+
+def make(folder: Path, kind: type[RewardTrainer], model: nn.Module, **settings: Any) -> RewardTrainer:
+    args = RewardConfig(
+        output_dir=str(folder), per_device_train_batch_size=len(PAIRS), per_device_eval_batch_size=4,
+        max_steps=1, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant",
+        logging_steps=1, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none",
+        save_strategy="no", **settings,
+    )  # fmt: skip
+    rows = Dataset.from_list(PAIRS)
+    tok = toy.tokenizer()
+    return kind(
+        model=copy.deepcopy(model), args=args, train_dataset=rows, eval_dataset=rows, processing_class=tok
+    )
+
+
+def test_a_text_is_read_once_and_the_step_is_that_of_trl(tmp_path: Path) -> None:
+    model = toy.reward_model(toy.tokenizer())
+    weights, logs, seen, evaluated = [], [], [], []
+    for kind in (RewardTrainer, SharedTextsTrainer):
+        trainer = make(tmp_path / kind.__name__, kind, model)
+        rows: list[int] = []
+        trainer.model.base_model.register_forward_pre_hook(
+            lambda _, args, kwargs, rows=rows: rows.append(len(args[0] if args else kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+        trainer.train()
+        seen.append(rows[0])
+        logs.append(next(entry for entry in trainer.state.log_history if "margin" in entry))
+        weights.append(dict(trainer.model.named_parameters()))
+        evaluated.append(trainer.evaluate())
+    assert seen == [2 * len(PAIRS), 4 + 2 + 3]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
+    moved = max((p - q).abs().max() for p, q in zip(weights[1].values(), model.parameters(), strict=True))
+    assert moved > 1e-3
+    for name in ("loss", "accuracy", "margin", "max_reward"):
+        assert logs[1][name] == pytest.approx(logs[0][name], abs=1e-5), name
+    for name in ("eval_loss", "eval_accuracy", "eval_margin"):
+        assert evaluated[1][name] == pytest.approx(evaluated[0][name], abs=1e-5), name
+
+
+def test_the_pairs_of_a_prompt_share_a_batch(tmp_path: Path) -> None:
+    trainer = make(tmp_path, SharedTextsTrainer, toy.reward_model(toy.tokenizer()))
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(len(PAIRS)))
+    prompts = [PAIRS[row]["prompt"] for row in order]
+    changes = sum(a != b for a, b in itertools.pairwise(prompts))
+    assert changes == len(set(prompts)) - 1
+
+
+def test_each_epoch_and_seed_has_an_order_of_its_own() -> None:
+    prompts = [number // 3 for number in range(60)]
+    orders = {}
+    for seed in (0, 1):
+        sampler = PromptSampler(prompts, seed)
+        for epoch in (0, 1):
+            sampler.set_epoch(epoch)
+            orders[seed, epoch] = list(sampler)
+        sampler.set_epoch(0)
+        assert list(sampler) == orders[seed, 0]
+        assert len(sampler) == 60
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+def test_another_order_that_is_asked_for_is_trls(tmp_path: Path) -> None:
+    trainer = make(
+        tmp_path, SharedTextsTrainer, toy.reward_model(toy.tokenizer()), train_sampling_strategy="sequential"
+    )
+    assert list(trainer._get_train_sampler()) == list(range(len(PAIRS)))
