@@ -127,7 +127,8 @@ def main() -> None:
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
     log = open_log(output)
     if args.summary:
-        from tieback.pipeline.labelling.agreement import judgement_figures, print_summary
+        from tieback.pipeline.labelling.agreement import judgement_figures
+        from tieback.pipeline.labelling.summary import print_summary
 
         print_summary(judgement_figures(items, list(log.judgements.values())))
         return

@@ -1,10 +1,11 @@
 """Training a reward model on several pairs of one prompt: they share a batch, and a text that they share is read once.
 
 Four ranked responses are six pairs, in which each response stands three times. InstructGPT puts all pairs of a prompt into
-one batch likewise (Ouyang et al. 2022, section 3.5): a third of the passes, and the less overfitting.
+one batch likewise (Ouyang et al. 2022, section 3.5): a third of the computation, and less overfitting.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,26 +16,49 @@ from torch.utils.data import Sampler
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+# A batch of more pairs is read in several passes, like lengths together, for less padding. Their number follows from that
+# of the pairs alone, so that it is the same on all processes.
+PAIRS_IN_A_PASS = 16
+# Most rows that PromptSampler keeps together: all pairs of nine responses, the most that InstructGPT had ranked.
+_TOGETHER = 36
+
 
 class SharedTextsCollator(DataCollatorForPreference):
-    """TRL's batch without the rows that stand in it twice; `rows` [2b] says which of the others each side has."""
+    """TRL's batch with each text once.
+
+    In the place of `input_ids` stand `passes`, a list of `input_ids` and `attention_mask` [b', L'], the longest texts first;
+    `rows` [2b] says where in them the chosen and then the rejected text of each pair is.
+    """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad, and keep each text once."""
+        """Pad some pairs of token ids."""
         batch = super().torch_call(examples)
         texts = [tuple(example[f"{side}_ids"]) for side in ("chosen", "rejected") for example in examples]
-        place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        first = [texts.index(text) for text in place]
+        first = {text: row for row, text in reversed(list(enumerate(texts)))}
+        different = sorted(first, key=len, reverse=True)
+        place = {text: number for number, text in enumerate(different)}
+        count = max(len(examples) // PAIRS_IN_A_PASS, 1)
+        # No pass may be empty, however few of the texts differ.
+        kept = torch.tensor([first[text] for text in (different * count)[: max(len(different), count)]])
         # First of all, since Trainer takes the length of what comes first for the size of the batch.
-        return (
-            {"rows": torch.tensor([place[text] for text in texts])}
-            | batch
-            | {name: batch[name][first] for name in ("input_ids", "attention_mask")}
-        )
+        shared = {"rows": torch.tensor([place[text] for text in texts])}
+        shared["passes"] = [
+            {name: batch[name][part, : self._width(texts, part)] for name in ("input_ids", "attention_mask")}
+            for part in kept.tensor_split(count)
+        ]
+        shared["attention_mask"] = batch.pop("attention_mask")[kept]  # TRL counts tokens by it
+        del batch["input_ids"]
+        return shared | batch
+
+    def _width(self, texts: Sequence[tuple[int, ...]], rows: Tensor) -> int:
+        multiple = self.pad_to_multiple_of or 1
+        return math.ceil(max(len(texts[row]) for row in rows.tolist()) / multiple) * multiple
 
 
 class PromptSampler(Sampler[int]):
     """The rows of one prompt after those of another, the prompts in an order of each epoch's own.
+
+    Of a prompt with more than 36 rows, as many stay together.
 
     Args:
         prompts: of each row.
@@ -45,7 +69,12 @@ class PromptSampler(Sampler[int]):
         rows: dict[str, list[int]] = defaultdict(list)
         for row, prompt in enumerate(prompts):
             rows[json.dumps(prompt)].append(row)
-        self._groups, self._seed, self._epoch = list(rows.values()), seed, 0
+        self._groups = [
+            group[start : start + _TOGETHER]
+            for group in rows.values()
+            for start in range(0, len(group), _TOGETHER)
+        ]
+        self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of an epoch; Accelerate calls it."""
@@ -72,16 +101,17 @@ class SharedTextsTrainer(RewardTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, of scores that stand once for each side of a pair."""
-        rows: Tensor = inputs.pop("rows")
+        rows, passes = inputs.pop("rows"), inputs.pop("passes")
 
-        def for_each_side(**texts: Any) -> Any:
-            outputs = model(**texts)
-            outputs.logits = outputs.logits[rows]
-            return outputs
+        def for_each_side(use_cache: bool, **_: Any) -> Any:
+            outputs = [model(**texts, use_cache=use_cache) for texts in passes]
+            outputs[0].logits = torch.cat([output.logits for output in outputs])[rows]
+            return outputs[0]
 
         return super().compute_loss(for_each_side, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
-        return PromptSampler(self.train_dataset["prompt"], self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return PromptSampler(self.train_dataset["prompt"], seed)

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from tieback.pipeline.labelling.agreement import judgement_figures, print_summary
+from tieback.pipeline.labelling.agreement import judgement_figures
 from tieback.pipeline.labelling.items import Item, content_hash
 from tieback.pipeline.labelling.judgements import Judgement
+from tieback.pipeline.labelling.summary import print_summary, readings
 
 
 def make_item(number, num_responses=3):
@@ -131,15 +132,51 @@ def test_counts_times_flags_and_ratings(capsys):
         "seconds/median": 6.0,
         "ties/share": 1 / 6,
         "ratings/quality": 3.0,
+        "agreement/shared_pairs": 3,
         "agreement/pairwise": 1.0,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     json.dumps(figures, allow_nan=False)
     print_summary(figures)
-    assert "seconds/median" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for name in figures:
+        assert ("/ci95_" in name) or name in printed
+    assert "seconds from" in printed
+    assert "not to be told from 3 shared pairs" in printed.replace("\n", " ")
 
 
 def test_an_empty_log_says_so():
     figures = judgement_figures([make_item(0)], [])
     assert figures["judgements"] == 0
     assert figures["items/left"] == 1
+    assert readings(figures) == ["Nothing is judged yet."]
+
+
+def test_the_summary_says_what_the_figures_mean():
+    rng = random.Random(0)
+    items = [make_item(number, num_responses=2) for number in range(400)]
+
+    def read(num_items, agree, seconds=9.0):
+        made = []
+        for item in items[:num_items]:
+            best = rng.random() < 0.5
+            for who in ("ada", "bob"):
+                first = best if rng.random() < agree else rng.random() < 0.5
+                made.append(
+                    judgement(item, who, [1, 2] if first else [2, 1], rng.sample([0, 1], 2), seconds=seconds)
+                )
+        return readings(judgement_figures(items, made))
+
+    assert [text[:28] for text in read(400, 1.0)] == ["Agreement: alpha 1.00 is rel"]
+    assert "is good enough for tentative" in read(400, 0.85)[0]
+    assert "is low" in read(400, 0.3)[0]
+    assert "not to be told from 49 shared pairs" in read(49, 0.3)[0]
+    assert "is low" in read(50, 0.0)[0]
+    assert read(400, 1.0, seconds=0.5)[-1].startswith("Half of the judgements took less than 0.5 seconds")
+    alone = judgement_figures(items, [judgement(item, "ada", [2, 1], [0, 1]) for item in items])
+    unknown, place, length = readings(alone)
+    assert unknown.startswith("Agreement: unknown")
+    assert place == "Bias: the response shown first loses more often than not (0% won)."
+    assert length == "Bias: the longer response wins more often than not (100% won)."
+    ties = [judgement(item, who, [1, 1]) for item in items for who in "ab"]
+    assert "every verdict on the shared pairs is a tie" in readings(judgement_figures(items, ties))[0]

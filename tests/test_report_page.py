@@ -246,7 +246,7 @@ def test_reward_stands_against_kl_with_the_frontier_where_there_is_one():
 
 def points_of(html, colour):
     """Heights of the points of the first curve of a colour in the chart of reward against KL."""
-    chart = html.split("Reward against KL")[1].split("</svg>")[0]
+    chart = html.split("Reward against KL", 1)[1].split("</svg>")[0]
     (path,) = re.findall(rf'<path d="([^"]+)" style="[^"]*stroke: var\(--series-{colour}\)', chart)
     return [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)]
 
@@ -262,7 +262,7 @@ def test_ppo_and_best_of_n_are_drawn_by_the_same_score():
     assert points_of(html, 1) == pytest.approx(points_of(html, 2))
     # Of a reward model that PPO did not learn from, the score is another one, and only the table has it.
     html = render(make_report(frontier=frontier, histories={"ppo": history}, reward_name="other"))
-    chart = html.split("Reward against KL")[1].split("</svg>")[0]
+    chart = html.split("Reward against KL", 1)[1].split("</svg>")[0]
     assert "var(--series-1)" in chart
     assert "var(--series-2)" not in chart
     assert "best of 4" in html
@@ -320,7 +320,7 @@ def test_curves_leave_out_what_is_not_a_finite_number():
 
 def test_a_chart_draws_its_values_in_the_colours_of_the_page():
     rising, falling = (curve([{"step": s, "x": sign * s} for s in range(3)], "x") for sign in (1, -1))
-    svg = line_chart([rising, falling], "iteration")
+    svg = line_chart([rising, falling], "A <b> title", "iteration", "nats")
 
     def heights(series):
         path = re.search(rf'd="([^"]*)"[^>]*stroke: var\(--series-{series}\)', svg)[1]
@@ -331,6 +331,27 @@ def test_a_chart_draws_its_values_in_the_colours_of_the_page():
     assert len(heights(1)) == 3
     assert "://" not in svg
     assert "id=" not in svg
+    assert ">nats</text>" in svg
+
+
+def test_a_chart_says_in_words_what_it_shows():
+    item = curve(
+        [{"step": step, "kl/ref": value} for step, value in ((1, 0.5), (2, 3.0), (8, 2.0))], "kl/ref"
+    )
+    svg = line_chart([None, item], "A <b> title", "iteration", "nats")
+    opening, _, rest = svg.partition(">")
+    assert 'role="img"' in opening
+    assert rest.startswith("<title>A &lt;b&gt; title</title>")
+    assert "<desc>kl/ref: 0.5 at iteration 1, 2 at 8; between 0.5 and 3.</desc>" in rest
+
+
+def test_every_chart_and_picture_of_the_page_has_a_text(tmp_path):
+    (tmp_path / "calibration.png").write_bytes(b"png")
+    html = render(make_report(reward_figures=[tmp_path / "calibration.png"]))
+    charts = re.findall(r"<svg[^>]*>(?:<title>[^<]+</title><desc>[^<]+</desc>)?", html)
+    assert charts
+    assert all('role="img"' in chart and chart.endswith("</desc>") for chart in charts)
+    assert all("alt=" in image for image in re.findall(r"<img[^>]*>", html))
 
 
 def test_the_log_is_read_from_the_folder_or_its_newest_checkpoint(tmp_path):

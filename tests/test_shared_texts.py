@@ -12,7 +12,8 @@ from datasets import Dataset
 from torch import nn
 from trl import RewardConfig, RewardTrainer
 
-from tieback.pipeline.shared_texts import PromptSampler, SharedTextsTrainer
+from tieback.pipeline import shared_texts
+from tieback.pipeline.shared_texts import PromptSampler, SharedTextsCollator, SharedTextsTrainer
 
 
 def ranked(prompt: list[int], responses: list[list[int]]) -> list[dict[str, Any]]:
@@ -29,6 +30,16 @@ PAIRS = [
     *ranked([15], [[16, 17, 18, 19], [20]]),
     *ranked([21, 22], [[23], [24, 25], [26, 27]]),
 ]
+NUM_TEXTS = 4 + 2 + 3
+
+
+def texts_of(batch: dict[str, Any]) -> list[list[int]]:
+    """The texts of all passes, without their padding."""
+    return [
+        ids[mask.bool()].tolist()
+        for texts in batch["passes"]
+        for ids, mask in zip(texts["input_ids"], texts["attention_mask"], strict=True)
+    ]
 
 
 def make(folder: Path, kind: type[RewardTrainer], model: nn.Module, **settings: Any) -> RewardTrainer:
@@ -45,7 +56,12 @@ def make(folder: Path, kind: type[RewardTrainer], model: nn.Module, **settings: 
     )
 
 
-def test_a_text_is_read_once_and_the_step_is_that_of_trl(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pairs_in_a_pass", [len(PAIRS), 3])
+def test_a_text_is_read_once_and_the_step_is_that_of_trl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs_in_a_pass: int
+) -> None:
+    monkeypatch.setattr(shared_texts, "PAIRS_IN_A_PASS", pairs_in_a_pass)
+    num_passes = len(PAIRS) // pairs_in_a_pass
     model = toy.reward_model(toy.tokenizer())
     weights, logs, seen, evaluated = [], [], [], []
     for kind in (RewardTrainer, SharedTextsTrainer):
@@ -56,11 +72,13 @@ def test_a_text_is_read_once_and_the_step_is_that_of_trl(tmp_path: Path) -> None
             with_kwargs=True,
         )
         trainer.train()
-        seen.append(rows[0])
+        seen.append(rows[:num_passes])
         logs.append(next(entry for entry in trainer.state.log_history if "margin" in entry))
         weights.append(dict(trainer.model.named_parameters()))
         evaluated.append(trainer.evaluate())
-    assert seen == [2 * len(PAIRS), 4 + 2 + 3]
+    assert seen[0][0] == 2 * len(PAIRS)
+    assert len(seen[1]) == num_passes
+    assert sum(seen[1]) == NUM_TEXTS
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
     moved = max((p - q).abs().max() for p, q in zip(weights[1].values(), model.parameters(), strict=True))
     assert moved > 1e-3
@@ -98,3 +116,33 @@ def test_another_order_that_is_asked_for_is_trls(tmp_path: Path) -> None:
         tmp_path, SharedTextsTrainer, toy.reward_model(toy.tokenizer()), train_sampling_strategy="sequential"
     )
     assert list(trainer._get_train_sampler()) == list(range(len(PAIRS)))
+
+
+def test_passes_hold_like_lengths_and_no_padding_behind_them() -> None:
+    pairs = [{"chosen_ids": [5] * (1 + number), "rejected_ids": [6] * (40 - number)} for number in range(32)]
+    batch = SharedTextsCollator(pad_token_id=0)(pairs)
+    widths = [texts["input_ids"].shape[1] for texts in batch["passes"]]
+    assert widths == [40, 20]
+    assert [max(texts["attention_mask"].sum(1).tolist()) for texts in batch["passes"]] == widths
+    lengths = [len(text) for text in texts_of(batch)]
+    assert sorted(lengths, reverse=True) == lengths
+    everything = texts_of(batch)
+    sides = [everything[row] for row in batch["rows"].tolist()]
+    assert sides == [pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
+
+
+def test_no_pass_is_empty_where_hardly_a_text_differs() -> None:
+    """Processes would wait for one another if one of them had fewer passes."""
+    batch = SharedTextsCollator(pad_token_id=0)([{"chosen_ids": [5, 6], "rejected_ids": [7]}] * 64)
+    assert [len(texts["input_ids"]) for texts in batch["passes"]] == [1, 1, 1, 1]
+    everything = texts_of(batch)
+    assert {tuple(everything[row]) for row in batch["rows"][:64].tolist()} == {(5, 6)}
+    assert {tuple(everything[row]) for row in batch["rows"][64:].tolist()} == {(7,)}
+
+
+def test_a_prompt_of_many_rows_is_mixed_with_others() -> None:
+    order = list(PromptSampler(["same"] * 3600 + ["other"] * 3600, seed=0))
+    assert sorted(order) == list(range(7200))
+    places = [row < 3600 for row in order]
+    runs = [len(list(group)) for _, group in itertools.groupby(places)]
+    assert max(runs) < 36 * 12

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import krippendorff
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.labelling.judgements import ASPECTS, Judgement
@@ -32,7 +30,7 @@ def judgement_figures(items: Sequence[Item], judgements: Sequence[Judgement]) ->
     Returns:
         Counts (`judgements`, `items/judged`, `items/left`, `items/by_several`, `flagged/<flag>`, `ties/share`,
         `judgements/by/<annotator>`), `seconds/median`, and, where there is anything to say it of:
-        `agreement/alpha` (Krippendorff's, nominal, over pairs of responses: 1 perfect, 0 chance),
+        `agreement/shared_pairs` (pairs of responses that several annotators judged), `agreement/alpha` (Krippendorff's, nominal, over pairs of responses: 1 perfect, 0 chance),
         `agreement/pairwise` (share of pairs that two annotators order alike, ties left out),
         `bias/first_shown` and `bias/longer` (share of untied pairs won by the response shown first, or the longer one;
         0.5 is no bias of place) with the ends of a 95% bootstrap interval, `ratings/<aspect>` (mean).
@@ -93,7 +91,9 @@ def _agreement(preferences: Sequence[_Preference]) -> dict[str, float]:
         for one, other in combinations(by_annotator.values(), 2)
         if one and other
     ]
-    figures = {"agreement/pairwise": fmean(alike)} if alike else {}
+    figures: dict[str, float] = {"agreement/shared_pairs": len(shared)}
+    if alike:
+        figures["agreement/pairwise"] = fmean(alike)
     annotators = sorted({annotator for by_annotator in shared for annotator in by_annotator})
     # Which response of a pair comes first means nothing, so each pair counts both ways round.
     table = np.array(
@@ -128,12 +128,3 @@ def _share(name: str, outcomes: Sequence[bool]) -> dict[str, float]:
         return {}
     low, high = bootstrap_interval(outcomes)
     return {name: fmean(outcomes), f"{name}/ci95_low": low, f"{name}/ci95_high": high}
-
-
-def print_summary(figures: dict[str, float]) -> None:
-    """Print the figures as one table."""
-    table = Table("judgements")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}")
-    Console().print(table)

@@ -20,6 +20,14 @@ function button(className, text, title, act) {
   return node;
 }
 
+// Where what happened is said, read aloud by screen readers.
+function messageLine() {
+  const line = make('div', 'message');
+  line.setAttribute('role', 'status');
+  line.setAttribute('aria-live', 'polite');
+  return line;
+}
+
 // Text with code between ``` fences in a box of its own.
 function prose(text) {
   const box = make('div', 'prose');
@@ -107,8 +115,15 @@ function submit(flag) {
   });
 }
 
-function undo() {
-  if (state.annotator) return ask(() => server.undo({ annotator: state.annotator }));
+function undo(count) {
+  if (state.annotator) return ask(() => server.undo({ annotator: state.annotator, count }));
+}
+
+function undoSeveral() {
+  const reply = window.prompt('How many of your last judgements are to be taken back?', '5');
+  if (reply === null) return;
+  if (/^[1-9]\d{0,8}$/.test(reply.trim())) return undo(Number(reply));
+  say('Enter a whole number from 1.', true);
 }
 
 function rank(index, value) {
@@ -167,10 +182,10 @@ function card(text, index) {
   box.addEventListener('click', () => { if (index !== state.focus) { state.focus = index; refresh(); } });
   const head = make('div', 'head');
   if (view.side_by_side) {
-    head.append(make('h3', '', index ? 'Right' : 'Left'));
+    head.append(make('h2', '', index ? 'Right' : 'Left'));
     head.append(button('better', 'This is better', index ? 'Key: → or 2' : 'Key: ← or 1', () => choose(index ? [2, 1] : [1, 2])));
   } else {
-    head.append(make('h3', '', 'Response ' + 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[index % 26]));
+    head.append(make('h2', '', 'Response ' + 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[index % 26]));
     const chips = make('div', 'chips');
     chips.append(make('span', 'hint', 'rank'));
     view.responses.forEach((_, place) => {
@@ -214,11 +229,12 @@ function draw(note) {
   progress.append(bar, make('span', 'count', view.progress.done + ' of ' + view.progress.total), button('who', state.annotator, 'Someone else judges', leave));
   root.append(progress);
   if (view.finished) {
-    root.append(make('h2', '', 'All done. Thank you.'));
-    root.append(make('p', 'hint', 'Nothing is left for you in this file. u takes the last judgement back.'));
-    root.append(make('div', 'message'));
+    root.append(make('h1', 'title', 'All done. Thank you.'));
+    root.append(make('p', 'hint', 'Nothing is left for you in this file. u takes the last judgement back, U several.'));
+    root.append(messageLine());
     return;
   }
+  root.append(make('h1', 'title', view.side_by_side ? 'Which response is better?' : 'Rank the responses'));
   const prompt = make('div', 'prompt');
   view.prompt.forEach((message) => {
     const turn = make('div', 'turn ' + message.role);
@@ -238,14 +254,15 @@ function draw(note) {
   noteBox.setAttribute('aria-label', 'Note');
   foot.append(noteBox);
   const actions = make('div', 'actions');
-  if (view.side_by_side) actions.append(button('submit', 'Tie', 'Key: t or 0', () => choose([1, 1])));
+  if (view.side_by_side) actions.append(button('tie', 'Tie', 'Key: t or 0', () => choose([1, 1])));
   else actions.append(button('submit', 'Submit', 'Key: Enter', () => submit()));
-  actions.append(button('undo', 'Undo', 'Key: u', undo));
+  actions.append(button('undo', 'Undo', 'Key: u', () => undo(1)));
+  actions.append(button('undo', 'Undo several', 'Key: U', undoSeveral));
   view.flags.forEach((flag) => actions.append(button('flag', flag, 'Key: ' + FLAG_KEYS[flag], () => submit(flag))));
-  foot.append(actions, make('div', 'message'));
+  foot.append(actions, messageLine());
   foot.append(make('div', 'keys hint', view.side_by_side
-    ? '← or 1 left · → or 2 right · t or 0 tie · u undo · s skip · x unsafe · b broken · n note'
-    : 'digits rank, 1 best, equal ties · ↑ ↓ move · Enter submit · u undo · s skip · x unsafe · b broken · n note · q, c, h then a digit rate'));
+    ? '← or 1 left · → or 2 right · t or 0 tie · u undo · U undo several · s skip · x unsafe · b broken · n note'
+    : 'digits rank, 1 best, equal ties · ↑ ↓ move · Enter submit · u undo · U undo several · s skip · x unsafe · b broken · n note · q, c, h then a digit rate'));
   root.append(foot);
   refresh();
 }
@@ -253,14 +270,14 @@ function draw(note) {
 function drawName() {
   state.view = null;
   const form = make('form', 'name');
-  form.append(make('h2', '', 'Who is judging?'), make('p', 'hint', 'Your name stands beside each judgement, and brings you back to where you stopped.'));
+  form.append(make('h1', 'title', 'Who is judging?'), make('p', 'hint', 'Your name stands beside each judgement, and brings you back to where you stopped.'));
   const field = make('input', '');
   field.value = localStorage.getItem('tieback-annotator') || '';
   field.maxLength = 64;
   field.setAttribute('aria-label', 'Your name');
   const go = make('button', 'submit', 'Start');
   go.type = 'submit';
-  form.append(field, go, make('div', 'message'));
+  form.append(field, go, messageLine());
   form.addEventListener('submit', (event) => {
     event.preventDefault();
     const name = field.value.trim();
@@ -272,6 +289,7 @@ function drawName() {
 }
 
 const FLAG_KEYS = { skip: 's', unsafe: 'x', broken: 'b' };
+const MOVES = ['ArrowDown', 'ArrowUp', 'j', 'k'];
 const ASPECT_KEYS = { q: 'quality', c: 'correctness', h: 'helpfulness' };
 
 function onKey(event) {
@@ -284,8 +302,10 @@ function onKey(event) {
   }
   const view = state.view;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  // A key that is held down moves, and judges nothing.
+  if (event.repeat && !MOVES.includes(key)) { event.preventDefault(); return; }
   const flag = Object.keys(FLAG_KEYS).find((name) => FLAG_KEYS[name] === key);
-  if (key === 'u') undo();
+  if (key === 'u') { if (event.shiftKey) undoSeveral(); else undo(1); }
   else if (view.finished) return;
   else if (flag) submit(flag);
   else if (key === 'n') root.querySelector('.note').focus();

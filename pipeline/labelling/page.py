@@ -29,7 +29,7 @@ def build_page(session: Session, title: str) -> gr.Blocks:
         return session.judge(request["annotator"], request["item_id"], request["answer"])
 
     def undo(request: dict) -> dict:
-        return session.undo(request["annotator"])
+        return session.undo(request["annotator"], request["count"])
 
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(
@@ -65,6 +65,7 @@ def open_page(page: gr.Blocks, host: str, port: int | None, auth: tuple[str, str
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         theme=gr.themes.Base(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
         allowed_paths=[],
+        max_file_size=0,  # the page takes no files, so the server is sent none
     )
     return str(url)
 

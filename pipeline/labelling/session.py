@@ -85,13 +85,20 @@ class Session:
 
         return self._answer(annotator, file)
 
-    def undo(self, annotator: str) -> dict[str, Any]:
-        """Take back the annotator's last judgement, and show its item again with the answers given."""
+    def undo(self, annotator: str, count: int = 1) -> dict[str, Any]:
+        """Take back the annotator's last `count` judgements, and show the earliest's item again with the answers given."""
 
         def take_back() -> dict[str, Any]:
+            if type(count) is not int or count < 1:
+                raise DataError("The number of judgements to take back is a whole number from 1.")
             judgement = self.log.undo(annotator)
             if judgement is None:
                 raise DataError("There is nothing to undo.")
+            for _ in range(count - 1):
+                before = self.log.undo(annotator)
+                if before is None:
+                    break
+                judgement = before
             self._write_output()
             return self._view(self._by_id[judgement.item_id], annotator, judgement)
 

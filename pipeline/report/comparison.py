@@ -1,6 +1,7 @@
 """Several runs on one page: their figures in one table, their curves on common axes, and the settings they differ in."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ _FIGURES = (
     ("num_prompts", "Prompts", 0),
 )
 _CURVES = (
-    ("reward/mean", "Reward", "mean raw score, before normalising and penalties"),
-    ("kl/ref", "KL to the reference", "nats a completion"),
-    ("policy/entropy", "Entropy", "of the policy, nats a token"),
-    ("completions/mean_length", "Completion length", "tokens"),
+    ("reward/mean", "Reward", "mean raw score, before normalising and penalties", "score"),
+    ("kl/ref", "KL to the reference", "nats a completion", "nats"),
+    ("policy/entropy", "Entropy", "of the policy, nats a token", "nats"),
+    ("completions/mean_length", "Completion length", "tokens", "tokens"),
 )
 
 
@@ -68,7 +69,7 @@ def render_comparison(runs: Sequence[Path]) -> str:
     return document(
         title,
         f'<h1>{title}</h1><ul class="keys">{keys}</ul>{_table(names, reports)}'
-        f"<h2>PPO training</h2>{_charts(reports)}<h2>Where the recipes differ</h2>{_differences(names, reports)}",
+        f"<h2>PPO training</h2>{_charts(runs, reports)}<h2>Where the recipes differ</h2>{_differences(names, reports)}",
     )
 
 
@@ -94,12 +95,16 @@ def _scrolling_table(names: Sequence[str], rows: str) -> str:
     )
 
 
-def _charts(reports: Sequence[Report]) -> str:
+def _charts(runs: Sequence[Path], reports: Sequence[Report]) -> str:
     figures = []
-    for name, label, note in _CURVES:
-        curves = [curve(report.histories.get("ppo", []), name) for report in reports]
+    for name, label, note, unit in _CURVES:
+        curves = [
+            replace(item, name=str(run)) if item else None
+            for run, report in zip(runs, reports, strict=True)
+            for item in [curve(report.histories.get("ppo", []), name)]
+        ]
         if any(curves):
-            chart = line_chart(curves, "iteration")
+            chart = line_chart(curves, label, "iteration", unit)
             figures.append(f"<figure><figcaption><b>{label}</b> {note}</figcaption>{chart}</figure>")
     if not figures:
         return '<p class="note">No training log was found beside the PPO models.</p>'

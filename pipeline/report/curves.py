@@ -13,6 +13,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tieback.pipeline.report.html_parts import escape
+
 # Matplotlib wants colours of its own; these stand-ins become CSS variables of the page.
 MAX_CURVES = 6
 _INK, _GRID, _SERIES = "#010203", "#040506", [f"#07080{number}" for number in range(1, MAX_CURVES + 1)]
@@ -92,12 +94,20 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def line_chart(curves: Sequence[Curve | None], x_label: str, size: tuple[float, float] = (3.6, 1.9)) -> str:
-    """Draw up to `MAX_CURVES` curves on common axes and return an `<svg>` element, its title left to the page.
+def line_chart(
+    curves: Sequence[Curve | None],
+    title: str,
+    x_label: str,
+    y_label: str,
+    size: tuple[float, float] = (3.6, 1.9),
+) -> str:
+    """Draw up to `MAX_CURVES` curves on common axes and return an `<svg>` element, with a text for who cannot see it.
 
     Args:
         curves: in the page's colours, in their order (None leaves one out); the second of two is dashed.
+        title: what is drawn; the page shows it beside the chart.
         x_label: unit of the steps.
+        y_label: unit of the values.
         size: width and height in inches; the page scales the figure to its column.
     """
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
@@ -112,13 +122,26 @@ def line_chart(curves: Sequence[Curve | None], x_label: str, size: tuple[float, 
                 item.steps[::stride], item.values[::stride], linestyle=style, color=colour, linewidth=1.6
             )
         axes.set_xlabel(x_label, color=_INK, parse_math=False)
+        axes.set_ylabel(y_label, color=_INK, parse_math=False)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(colors=_INK, length=0)
         axes.locator_params(nbins=5)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(_GRID)
-        return _inline_svg(figure)
+        svg = _inline_svg(figure)
+    described = " ".join(_in_words(item, x_label) for item in curves if item is not None)
+    opening, rest = svg.split(">", 1)
+    texts = f"<title>{escape(title)}</title><desc>{escape(described)}</desc>"
+    return f'{opening} role="img">{texts}{rest}'
+
+
+def _in_words(item: Curve, x_label: str) -> str:
+    (first, last), (start, end) = ((numbers[0], numbers[-1]) for numbers in (item.steps, item.values))
+    return (
+        f"{item.name}: {start:.3g} at {x_label} {first:g}, {end:.3g} at {last:g}; between {min(item.values):.3g} and "
+        f"{max(item.values):.3g}."
+    )
 
 
 def _inline_svg(figure: Figure) -> str:

@@ -11,13 +11,14 @@ from tieback.pipeline.report.html_parts import escape, number, plain_table
 
 History = Sequence[dict[str, Any]]
 
+# Name in the log, what it is, more about it, unit.
 _PPO_CURVES = (
-    ("reward/mean", "Reward", "mean raw score, before normalising and penalties"),
-    ("kl/ref", "KL to the reference", "nats a completion"),
-    ("policy/entropy", "Entropy", "of the policy, nats a token"),
-    ("policy/clip_fraction", "Clip fraction", "share of tokens"),
-    ("value/loss", "Value loss", "of the critic"),
-    ("completions/mean_length", "Completion length", "tokens"),
+    ("reward/mean", "Reward", "mean raw score, before normalising and penalties", "score"),
+    ("kl/ref", "KL to the reference", "nats a completion", "nats"),
+    ("policy/entropy", "Entropy", "of the policy, nats a token", "nats"),
+    ("policy/clip_fraction", "Clip fraction", "share of tokens", "share"),
+    ("value/loss", "Value loss", "of the critic", "loss"),
+    ("completions/mean_length", "Completion length", "tokens", "tokens"),
 )
 _PHASES = {
     "time/generate": "sampling",
@@ -27,19 +28,23 @@ _PHASES = {
 }
 # Logged under one name by every PPO of this project.
 _SHARED = (
-    ("policy/entropy", "Entropy", "nats an action"),
-    ("policy/approx_kl", "Approximate KL", "of an update, nats an action"),
-    ("policy/clip_fraction", "Clip fraction", "share of actions"),
-    ("value/explained_variance", "Explained variance", "of the returns, by the critic"),
+    ("policy/entropy", "Entropy", "nats an action", "nats"),
+    ("policy/approx_kl", "Approximate KL", "of an update, nats an action", "nats"),
+    ("policy/clip_fraction", "Clip fraction", "share of actions", "share"),
+    ("value/explained_variance", "Explained variance", "of the returns, by the critic", "share"),
 )
 
 
 def ppo_html(history: History) -> str:
     """Curves of the PPO training."""
-    figures = [_chart(history, name, label, note, "iteration") for name, label, note in _PPO_CURVES]
-    shown = {name for name, _, _ in _PPO_CURVES}
+    figures = [
+        _chart(history, name, label, note, "iteration", unit) for name, label, note, unit in _PPO_CURVES
+    ]
+    shown = {name for name, *_ in _PPO_CURVES}
     rest = sorted({name.removeprefix("eval_") for name in logged_names(history)} - shown)
-    more = [chart for chart in (_chart(history, name, name, "", "iteration") for name in rest) if chart]
+    more = [
+        chart for chart in (_chart(history, name, name, "", "iteration", "value") for name in rest) if chart
+    ]
     if not any(figures) and not more:
         return '<h2>PPO training</h2><p class="note">No training log was found beside the PPO model.</p>'
     others = (
@@ -98,7 +103,9 @@ def reward_against_kl_html(history: History, frontier: Sequence[dict[str, float]
             curves.append(Curve("best of n", xs, ys))
             note += f' <span class="sft">- - best of 1 to {int(frontier[-1]["n"])} responses of SFT, chosen by the reward model</span>'
         table = _frontier_table(frontier)
-    chart = line_chart(curves, "KL to the reference (nats)", size=(5.4, 2.6))
+    chart = line_chart(
+        curves, "Reward against KL", "KL to the reference (nats)", "raw score", size=(5.4, 2.6)
+    )
     return (
         '<h2>Reward against KL</h2><p class="note">A score bought with much KL is the more likely to be the reward model’s '
         "weakness rather than a better answer. The score is the raw one, as the evaluation gives it. Best-of-n is what choosing alone reaches: no training, but n responses for one."
@@ -128,7 +135,7 @@ def earlier_stages_html(
     `ranked_by` says in words who ranked the pairs that the reward model learnt from.
     """
     charts = "".join(
-        _chart(histories.get(stage, []), "loss", label, "", "step")
+        _chart(histories.get(stage, []), "loss", label, "", "step", "nats")
         for stage, label in (("sft", "SFT loss"), ("reward", "Reward-model loss"))
     )
     pictures = "".join(_picture(path) for path in reward_figures)
@@ -152,12 +159,12 @@ def earlier_stages_html(
 def tie_back_html(history: History, pong_history: History) -> str:
     """The same diagnostics of the language model's PPO and of Pong's, over the course of each; empty without a Pong run."""
     figures = []
-    for name, label, note in _SHARED:
+    for name, label, note, unit in _SHARED:
         curves = [
             _over_the_course(item) for item in (curve(history, name), curve(pong_history, name)) if item
         ]
         if len(curves) == 2:
-            chart = line_chart(curves, "% of the training")
+            chart = line_chart(curves, label, "% of the training", unit)
             figures.append(f"<figure><figcaption><b>{label}</b> {note}</figcaption>{chart}</figure>")
     if not figures:
         return ""
@@ -173,7 +180,7 @@ def _over_the_course(item: Curve) -> Curve:
     return Curve(item.name, tuple(100 * step / item.steps[-1] for step in item.steps), item.values)
 
 
-def _chart(history: History, name: str, label: str, note: str, x_label: str) -> str:
+def _chart(history: History, name: str, label: str, note: str, x_label: str, y_label: str) -> str:
     """Chart of `name` and of its held-out twin `eval_<name>`, whichever were logged; empty where neither was."""
     train, held_out = curve(history, name), curve(history, f"eval_{name}")
     curves = [item for item in (train, held_out) if item]
@@ -183,7 +190,8 @@ def _chart(history: History, name: str, label: str, note: str, x_label: str) -> 
         note += ' <span class="ppo">— training</span> <span class="sft">- - held-out</span>'
     elif held_out:
         note += " held-out"
-    return f"<figure><figcaption><b>{escape(label)}</b> {note}</figcaption>{line_chart(curves, x_label)}</figure>"
+    chart = line_chart(curves, label, x_label, y_label)
+    return f"<figure><figcaption><b>{escape(label)}</b> {note}</figcaption>{chart}</figure>"
 
 
 def _picture(path: Path) -> str:
