@@ -95,6 +95,11 @@ def tell(figures: Figures, threads: int, path: str | None) -> None:
         )
 
 
+def threads_of(count: int) -> dict[str, str]:
+    """This process's environment variables, for a process that computes with `count` threads."""
+    return os.environ | {"OMP_NUM_THREADS": str(count)}
+
+
 def machine() -> str:
     """Processor and date of a measurement."""
     with open("/proc/cpuinfo") as file:
@@ -113,7 +118,7 @@ def _started(command: Sequence[str], threads: int) -> Iterator[tuple[subprocess.
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                env=threads_of(threads),
             )
         try:
             yield process, log

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import side_by_side
+from benchmarks.pong_learning import Run, figures_of, mean_curve
 from benchmarks.side_by_side import ours, peer, take_turns, tell
 
 ROOT = Path(__file__).parents[1]
@@ -129,3 +130,30 @@ def test_a_skewed_batch_is_computed_with_little_padding() -> None:
         "ours"
     ]
     assert 1 < found["skewed_tokens"] < 1.3
+
+
+def test_when_pong_was_learnt_and_the_mean_of_several_runs() -> None:
+    quick = Run([(99_000, 60.0, -20.0), (201_000, 120.0, 18.0), (299_000, 180.0, 19.0)], {})
+    slow = Run([(100_000, 90.0, -21.0), (200_000, 180.0, 17.9), (300_000, 270.0, 17.0)], {})
+    assert figures_of(quick) == {"steps/to_18": 201_000, "minutes/to_18": 2.0}
+    assert figures_of(slow) == {}
+    ended = {
+        "train/seconds": 600.0,
+        "eval/mean_return": 20.5,
+        "eval/min_return": 20.0,
+        "eval/std_return": 0.5,
+        "eval/episodes": 30.0,
+    }
+    assert figures_of(Run(slow.curve, ended)) == {
+        "minutes/whole": 10.0,
+        "eval/mean_return": 20.5,
+        "eval/min_return": 20.0,
+        "eval/std_return": 0.5,
+    }
+    found = mean_curve([quick.curve, slow.curve])
+    assert {name: found[f"return/{name}"] for name in ("100k_mean", "200k_low", "300k_high")} == {
+        "100k_mean": -20.5,
+        "200k_low": 17.9,
+        "300k_high": 19.0,
+    }
+    assert "return/400k_mean" not in found
