@@ -41,7 +41,7 @@ class SharedTextsCollator(DataCollatorForPreference):
         # No pass may be empty, however few of the texts differ.
         kept = torch.tensor([first[text] for text in (different * count)[: max(len(different), count)]])
         # First of all, since Trainer takes the length of what comes first for the size of the batch.
-        shared = {"rows": torch.tensor([place[text] for text in texts])}
+        shared: dict[str, Any] = {"rows": torch.tensor([place[text] for text in texts])}
         shared["passes"] = [
             {name: batch[name][part, : self._width(texts, part)] for name in ("input_ids", "attention_mask")}
             for part in kept.tensor_split(count)
