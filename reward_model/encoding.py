@@ -1,5 +1,6 @@
 """Prompt and completion as the reward model's tokens: one way, for training on pairs and for scoring."""
 
+import json
 from typing import Any
 
 from datasets import Dataset
@@ -109,13 +110,22 @@ def encode_pairs(
         DataError: all pairs are identical after the cut.
     """
 
-    def encode_row(row: dict) -> dict[str, list[int]]:
+    known: dict[str, list[int]] = {}
+
+    def ids(prompt: TextOrMessages, completion: TextOrMessages) -> list[int]:
+        # Four ranked responses stand in three pairs each.
+        key = json.dumps([prompt, completion])
+        if key not in known:
+            known[key] = cut(encode(tokenizer, prompt, completion), max_length, tokenizer)
+        return known[key]
+
+    def encode_rows(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         return {
-            f"{side}_ids": cut(encode(tokenizer, row["prompt"], row[side]), max_length, tokenizer)
+            f"{side}_ids": [ids(*text) for text in zip(rows["prompt"], rows[side], strict=True)]
             for side in ("chosen", "rejected")
         }
 
-    encoded = dataset.map(encode_row, desc="Tokenizing pairs")
+    encoded = dataset.map(encode_rows, batched=True, desc="Tokenizing pairs")
     kept = [
         number
         for number, (chosen, rejected) in enumerate(
