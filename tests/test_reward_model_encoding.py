@@ -5,7 +5,8 @@ from datasets import Dataset
 
 from tieback.data.errors import DataError
 from tieback.data.tokenizer import train_tokenizer
-from tieback.reward_model.encoding import encode_pairs
+from tieback.reward_model import encoding
+from tieback.reward_model.encoding import encode, encode_pairs
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,22 @@ def test_where_the_cut_leaves_no_pair_the_message_says_what_to_raise(tokenizer):
         DataError, match=r"All 1 pairs are identical in their last 3 tokens.*Raise max_length"
     ):
         encode_pairs(rows, tokenizer, 3)
+
+
+def test_a_text_of_several_pairs_is_tokenized_once(tokenizer, monkeypatch):
+    texts = []
+
+    def counted(tokenizer, prompt, completion):
+        texts.append((prompt, completion))
+        return encode(tokenizer, prompt, completion)
+
+    monkeypatch.setattr(encoding, "encode", counted)
+    pairs = [("q", "a", "b"), ("q", "a", "c"), ("q", "b", "c"), ("qa", "b", "c"), ("q", "ab", "c")]
+    rows = Dataset.from_list(
+        [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs]
+    )
+    encoded, _ = encode_pairs(rows, tokenizer, None)
+    assert sorted(texts) == sorted({(prompt, side) for prompt, *sides in pairs for side in sides})
+    assert encoded["chosen_ids"][:] == [
+        ids(tokenizer, text) for text in ("qa<|end|>", "qa<|end|>", "qb<|end|>", "qab<|end|>", "qab<|end|>")
+    ]
