@@ -97,21 +97,26 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
     assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
 
 
-def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(run_dir, monkeypatch):
-    run(run_dir, "--save_steps", "50", output="straight")
+@pytest.mark.parametrize("step", [1, 6])  # in the first epoch of four steps, and in the second
+def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(
+    run_dir, monkeypatch, step
+):
+    flags = ("--save_steps", "50", "--max_steps", "12", "--per_device_train_batch_size", "16")
+    assert run(run_dir, *flags, output="straight")["train/steps"] == 12
 
     class Interrupted(reward.SharedTextsTrainer):
         def training_step(self, *args, **kwargs):
-            os.kill(os.getpid(), signal.SIGINT)
+            if self.state.global_step == step - 1:
+                os.kill(os.getpid(), signal.SIGINT)
             return super().training_step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(reward, "SharedTextsTrainer", Interrupted)
         with pytest.raises(SystemExit) as end:
-            run(run_dir, "--save_steps", "50")
+            run(run_dir, *flags)
     assert end.value.code == 130
-    assert [path.name for path in (run_dir / "reward").glob("checkpoint-*")] == ["checkpoint-1"]
-    run(run_dir, "--save_steps", "50")
+    assert [path.name for path in (run_dir / "reward").glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    run(run_dir, *flags)
     straight = load_file(run_dir / "straight" / "model.safetensors")
     resumed = load_file(run_dir / "reward" / "model.safetensors")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
