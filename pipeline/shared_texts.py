@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import RewardTrainer
-from trl.trainer.reward_trainer import DataCollatorForPreference
 
 # A batch of more pairs is read in several passes, like lengths together, for less padding. Their number follows from that
 # of the pairs alone, so that it is the same on all processes.
@@ -23,16 +22,22 @@ PAIRS_IN_A_PASS = 16
 _TOGETHER = 36
 
 
-class SharedTextsCollator(DataCollatorForPreference):
+class SharedTextsCollator:
     """TRL's batch with each text once.
 
     In the place of `input_ids` stand `passes`, a list of `input_ids` and `attention_mask` [b', L'], the longest texts first;
     `rows` [2b] says where in them the chosen and then the rejected text of each pair is.
+
+    Args:
+        pad: the collator of TRL's `RewardTrainer`.
     """
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __init__(self, pad: Any) -> None:
+        self._pad = pad
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad some pairs of token ids."""
-        batch = super().torch_call(examples)
+        batch = self._pad(examples)
         texts = [tuple(example[f"{side}_ids"]) for side in ("chosen", "rejected") for example in examples]
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         different = sorted(first, key=len, reverse=True)
@@ -51,7 +56,7 @@ class SharedTextsCollator(DataCollatorForPreference):
         return shared | batch
 
     def _width(self, texts: Sequence[tuple[int, ...]], rows: Tensor) -> int:
-        multiple = self.pad_to_multiple_of or 1
+        multiple = self._pad.pad_to_multiple_of or 1
         return math.ceil(max(len(texts[row]) for row in rows.tolist()) / multiple) * multiple
 
 
@@ -96,8 +101,7 @@ class SharedTextsTrainer(RewardTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        own = self.data_collator
-        self.data_collator = SharedTextsCollator(own.pad_token_id, own.pad_to_multiple_of)
+        self.data_collator = SharedTextsCollator(self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, of scores that stand once for each side of a pair."""

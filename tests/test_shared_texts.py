@@ -13,7 +13,7 @@ from torch import nn
 from trl import RewardConfig, RewardTrainer
 
 from tieback.pipeline import shared_texts
-from tieback.pipeline.shared_texts import PromptSampler, SharedTextsCollator, SharedTextsTrainer
+from tieback.pipeline.shared_texts import PromptSampler, SharedTextsTrainer
 
 
 def ranked(prompt: list[int], responses: list[list[int]]) -> list[dict[str, Any]]:
@@ -118,9 +118,13 @@ def test_another_order_that_is_asked_for_is_trls(tmp_path: Path) -> None:
     assert list(trainer._get_train_sampler()) == list(range(len(PAIRS)))
 
 
-def test_passes_hold_like_lengths_and_no_padding_behind_them() -> None:
+def collate(folder: Path, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    return make(folder, SharedTextsTrainer, toy.reward_model(toy.tokenizer())).data_collator(pairs)
+
+
+def test_passes_hold_like_lengths_and_no_padding_behind_them(tmp_path: Path) -> None:
     pairs = [{"chosen_ids": [5] * (1 + number), "rejected_ids": [6] * (40 - number)} for number in range(32)]
-    batch = SharedTextsCollator(pad_token_id=0)(pairs)
+    batch = collate(tmp_path, pairs)
     widths = [texts["input_ids"].shape[1] for texts in batch["passes"]]
     assert widths == [40, 20]
     assert [max(texts["attention_mask"].sum(1).tolist()) for texts in batch["passes"]] == widths
@@ -131,9 +135,9 @@ def test_passes_hold_like_lengths_and_no_padding_behind_them() -> None:
     assert sides == [pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
 
 
-def test_no_pass_is_empty_where_hardly_a_text_differs() -> None:
+def test_no_pass_is_empty_where_hardly_a_text_differs(tmp_path: Path) -> None:
     """Processes would wait for one another if one of them had fewer passes."""
-    batch = SharedTextsCollator(pad_token_id=0)([{"chosen_ids": [5, 6], "rejected_ids": [7]}] * 64)
+    batch = collate(tmp_path, [{"chosen_ids": [5, 6], "rejected_ids": [7]}] * 64)
     assert [len(texts["input_ids"]) for texts in batch["passes"]] == [1, 1, 1, 1]
     everything = texts_of(batch)
     assert {tuple(everything[row]) for row in batch["rows"][:64].tolist()} == {(5, 6)}
