@@ -150,6 +150,38 @@ def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+def test_a_run_of_like_lengths_is_resumed_in_its_second_epoch_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+    """The recipe's sampler gives passes of several sizes; where they stand is Trainer's to find again."""
+    rows = [
+        {"prompt": "say " * (1 + number % 7), "completion": "so " * (1 + number % 11)} for number in range(40)
+    ]
+    flags = ("--report_to", "none", "--save_steps", "50", "--max_steps", "9", "--dataset_name")
+    flags += (write_rows(tmp_path / "rows.jsonl", rows), "--train_sampling_strategy", "batch_rebalance")
+    flags += ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")
+    run(tmp_path / "straight", *flags)
+    stopped = []
+
+    class Interrupted(SFTTrainer):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 5 and not stopped:
+                stopped.append(True)
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().training_step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "SFTTrainer", Interrupted)
+        where = ("--config", SMOKE, "--run_dir", str(tmp_path / "stopped"))
+        patch.setattr(sys, "argv", ["sft.py", *where, *flags])
+        with pytest.raises(SystemExit):
+            sft.main()
+    assert [path.name for path in (tmp_path / "stopped" / "sft").glob("checkpoint-*")] == ["checkpoint-6"]
+    run(tmp_path / "stopped", *flags)
+    straight, resumed = (
+        load_file(tmp_path / name / "sft" / "model.safetensors") for name in ("straight", "stopped")
+    )
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
 def test_other_demonstrations_in_the_same_file_are_refused_and_a_named_rate_is_that_of_the_rest(tmp_path):
     rows = [{"prompt": f"say {number}", "completion": f"{number}"} for number in range(40)]
     data = tmp_path / "rows.jsonl"
