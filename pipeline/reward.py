@@ -49,7 +49,6 @@ from tieback.pipeline.resumable_trainer import resumable
 from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
 from tieback.pipeline.rollout.token_scores import base_model
-from tieback.pipeline.shared_texts import SharedTextsTrainer
 from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.reward_model.adapter import base_of
 from tieback.reward_model.encoding import encode, encode_pairs, longest_text
@@ -125,7 +124,7 @@ def main() -> None:
     pairs, num_identical = encode_pairs(rows.dataset, tokenizer, min(limits, default=None))
     train, held_out = split_by_prompt(pairs, data_args.held_out_fraction, args.seed)
 
-    trainer = resumable(SharedTextsTrainer)(
+    trainer = resumable(RewardTrainer)(
         model=model,
         args=args,
         train_dataset=train,

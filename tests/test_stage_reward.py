@@ -104,14 +104,14 @@ def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight
     flags = ("--save_steps", "50", "--max_steps", "12", "--per_device_train_batch_size", "16")
     assert run(run_dir, *flags, output="straight")["train/steps"] == 12
 
-    class Interrupted(reward.SharedTextsTrainer):
+    class Interrupted(reward.RewardTrainer):
         def training_step(self, *args, **kwargs):
             if self.state.global_step == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
             return super().training_step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reward, "SharedTextsTrainer", Interrupted)
+        patch.setattr(reward, "RewardTrainer", Interrupted)
         with pytest.raises(SystemExit) as end:
             run(run_dir, *flags)
     assert end.value.code == 130
@@ -285,7 +285,7 @@ def test_a_reward_model_goes_on_being_trained(run_dir):
 
 
 def test_bad_input_is_refused_before_training(run_dir, monkeypatch):
-    monkeypatch.setattr(reward.SharedTextsTrainer, "train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(reward.RewardTrainer, "train", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(UsageError, match="leaves one side empty"):
         run(run_dir, "--held_out_fraction", "0.001")
     two_labels = run_dir / "two"
