@@ -134,7 +134,7 @@ def mean_curve(curves: Sequence[Sequence[tuple[int, float, float]]]) -> Figures:
     """Mean over the runs every 100,000 steps, and the lowest and highest of them."""
     figures: Figures = {}
     last = min(curve[-1][0] for curve in curves)
-    for steps in range(_EVERY, last + _EVERY // 2, _EVERY):
+    for steps in range(_EVERY, last + _EVERY // 10, _EVERY):
         values = [_value_at(curve, steps) for curve in curves]
         for name, of in (("mean", statistics.fmean), ("low", min), ("high", max)):
             figures[f"return/{steps // 1000}k_{name}"] = of(values)

@@ -157,3 +157,4 @@ def test_when_pong_was_learnt_and_the_mean_of_several_runs() -> None:
         "300k_high": 19.0,
     }
     assert "return/400k_mean" not in found
+    assert mean_curve([[(51_000, 60.0, -20.0)]]) == {}
