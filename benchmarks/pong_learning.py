@@ -4,7 +4,7 @@
     python -m benchmarks.pong_learning --until 500000 --dtypes bf16 fp32 --seeds 0 1 2 --json curves.json
 
 Each run is `python -m classic_rl.pong` in a process of its own. Minutes are by the clock and hold the evaluations that select the
-policy: let nothing else run, and give each run a core of its own.
+policy: let nothing else run, and no more threads than cores (--at_once times --threads).
 """
 
 import argparse
