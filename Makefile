@@ -91,6 +91,7 @@ bench: $(STAMP) ## ours beside its peers: an hour (see benchmarks/RESULTS.md; ma
 	$(BIN)/python -m benchmarks.llm_ppo
 	$(BIN)/python -m benchmarks.pong
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.memory_estimate
 	$(BIN)/python -m benchmarks.cartpole
 	$(BIN)/python -m benchmarks.growth
 

@@ -46,6 +46,8 @@ class RunArguments:
 
     # What the recipe and the command line set, with the values they came to (filled in by `parse_stage`).
     recipe: dict[str, Any] = field(default_factory=dict, init=False)
+    # File of the recipe (also filled in).
+    config_path: Path | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.round < 1:
@@ -157,6 +159,7 @@ def parse_stage(
 
     parsed = instances(parser.parse_args_and_config, argv, f"{config_path} and the command line: ")
     run = next(item for item in parsed if isinstance(item, RunArguments))
+    run.config_path = config_path
     own_folder = _folder_of_own(argv, config_path, recipe)
     if own_folder is not None:
         run.run_dir = own_folder

@@ -3,7 +3,7 @@
     python -m tieback.pipeline.memory --config lora --model_name_or_path Qwen/Qwen3-0.6B --max_prompt_length 512
 
 Takes every setting of ppo.py. Of a model its config alone is read; the trainer's own code then runs on tensors without
-contents, whose sizes are added up.
+contents, whose sizes are added up. No stage needs to have run: where that of SFT has not, the model is that of its recipe.
 """
 
 import copy
@@ -27,6 +27,7 @@ from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.live_memory import Sizes, phases_of, size_of
 from tieback.pipeline.memory_of_processes import Estimate, read_backend, shared_out
 from tieback.pipeline.model_loading import loading, new_adapter
+from tieback.pipeline.planned_start import planned_start
 from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.rollout.adapters import adapter_parameters
@@ -128,20 +129,15 @@ def estimate_of(
     Raises:
         UsageError: the policy, or a reward model, cannot be found; or a model chooses by its numbers what it computes.
     """
-    name = model_args.model_name_or_path
-    if name is None:
-        run_args.require("sft", "config.json" if not model_args.use_peft else "")
-        name = str(run_args.stage_dir("sft"))
-    name = folder_of(name)
-    base = base_of(name)
-    config = _config("model_name_or_path", base or name, model_args)
+    planned = planned_start(run_args, model_args)
+    config = planned.config
     with torch.device("meta"):
         policy: Any = _causal_model(config, model_args)
         peft_config = new_adapter(model_args, policy)
-        if model_args.use_peft and base is not None:
-            policy, peft_config = get_peft_model(policy, PeftConfig.from_pretrained(name)), None
+        if model_args.use_peft and planned.adapter is not None:
+            policy, peft_config = get_peft_model(policy, planned.adapter(policy)), None
         adapter = peft_config or getattr(policy, "peft_config", {}).get("default")
-        own = _Base(config, base or name, adapter)
+        own = _Base(config, planned.name, adapter)
         scorers: Any = [SimpleNamespace(model=model) for model in _reward_models(ppo_args, run_args, own)]
         start = None if ppo_args.critic_init == "policy" or not scorers else scorers[0].model
         if ppo_args.value_model is not None:
@@ -173,13 +169,6 @@ def estimate_of(
         phases["update"] += 2 * trained  # gradients are summed in fp32
     states = OPTIMIZER_BYTES.get(args.optim.value, ADAMW_BYTES)
     return Estimate(weights, 4 * trained, states * trained, layer, phases)
-
-
-def _config(setting: str, name: str, model_args: ModelConfig) -> PreTrainedConfig:
-    with loading(setting, name):
-        return AutoConfig.from_pretrained(
-            name, revision=model_args.model_revision, attn_implementation=model_args.attn_implementation
-        )
 
 
 def _causal_model(config: PreTrainedConfig, model_args: ModelConfig) -> Any:

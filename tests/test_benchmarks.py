@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import side_by_side
+from benchmarks import memory_estimate, side_by_side
 from benchmarks.pong_learning import Run, figures_of, mean_curve
 from benchmarks.side_by_side import ours, peer, take_turns, tell
 
@@ -158,3 +159,22 @@ def test_when_pong_was_learnt_and_the_mean_of_several_runs() -> None:
     }
     assert "return/400k_mean" not in found
     assert mean_curve([[(51_000, 60.0, -20.0)]]) == {}
+
+
+@pytest.mark.parametrize(("name", "millions"), [("9m", 9), ("38m", 38), ("135m", 135)])
+def test_the_models_of_the_memory_table_are_as_large_as_they_are_called(name: str, millions: int) -> None:
+    with torch.device("meta"):
+        config = LlamaConfig(
+            **memory_estimate.SIZES[name], vocab_size=memory_estimate.VOCABULARY, tie_word_embeddings=True
+        )
+        assert round(LlamaForCausalLM(config).num_parameters() / 1e6) == millions
+
+
+@pytest.mark.slow
+def test_what_is_alive_in_a_run_is_what_was_estimated(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    memory_estimate.main(memory_estimate.parse(["--sizes", "9m", "--json", str(written)]))
+    figures = json.loads(written.read_text())
+    for kind in ("whole", "lora"):
+        assert 0.85 < figures[f"ratio/given_back_9m_{kind}"] < 1.15
+        assert figures[f"kept_mib/9m_{kind}"] > 0.95 * figures[f"given_back_mib/9m_{kind}"]

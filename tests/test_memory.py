@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import toy
-from peft import LoraConfig
-from transformers import AutoConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline import memory
@@ -246,3 +246,57 @@ def test_a_length_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="how long a prompt is: set max_prompt_length or prompt_length"):
         memory.sizes_of(args, None)
     assert memory.sizes_of(args, 100).prompt_length == 100
+
+
+def figures_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, int]:
+    """What the command writes of the recipe in a folder, whose run is beside it."""
+    fixed = ["--run_dir", str(folder / "run"), "--json", str(folder / "memory.json")]
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setattr(sys, "argv", ["memory", "--config", str(folder / "ppo.yaml"), *fixed, *flags])
+    memory.main()
+    figures: dict[str, int] = json.loads((folder / "memory.json").read_text())
+    return figures
+
+
+PPO_BEFORE_SFT = (
+    "max_prompt_length: 20\nmax_completion_length: 12\nper_device_train_batch_size: 8\nnum_minibatches: 1\n"
+)
+
+
+@pytest.mark.parametrize("peft", ["sft and ppo", "sft", "ppo"])
+def test_before_sft_has_run_its_recipe_says_what_it_will_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peft: str
+) -> None:
+    LlamaForCausalLM(toy.config(**SHAPE)).save_pretrained(tmp_path / "model")
+    lora = "use_peft: true\nlora_r: 4\nlora_target_modules: all-linear\n"
+    (tmp_path / "ppo.yaml").write_text(PPO_BEFORE_SFT + ("use_peft: true\n" if "ppo" in peft else ""))
+    (tmp_path / "sft.yaml").write_text(
+        f"model_name_or_path: {tmp_path / 'model'}\n" + (lora if "sft" in peft else "")
+    )
+    before = figures_of(tmp_path, monkeypatch)
+    model: Any = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    if "sft" in peft:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "run" / "sft")
+    (tmp_path / "run" / "sft" / "metrics.json").write_text("{}")
+    (tmp_path / "sft.yaml").unlink()
+    assert figures_of(tmp_path, monkeypatch) == before
+
+
+def test_a_model_that_sft_will_make_is_as_large_as_its_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ppo.yaml").write_text(PPO_BEFORE_SFT)
+    shape = {name: size for name, size in SHAPE.items() if name != "vocab_size"}
+    (tmp_path / "sft.yaml").write_text(f"tokenizer_vocab_size: 500\nmodel_config: {json.dumps(shape)}\n")
+    numbers = LlamaForCausalLM(LlamaConfig(**SHAPE)).num_parameters()
+    rotary = 2 * 4 * SHAPE["hidden_size"] // SHAPE["num_attention_heads"] // 2
+    assert figures_of(tmp_path, monkeypatch)["weights/policy"] == 4 * numbers + rotary
+
+
+def test_where_neither_sft_nor_its_recipe_is_there_the_command_that_makes_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ppo.yaml").write_text(PPO_BEFORE_SFT)
+    with pytest.raises(UsageError, match="make sft RUN="):
+        figures_of(tmp_path, monkeypatch)
