@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from tieback.classic_rl import dqn, ppo
 from tieback.classic_rl.evaluation import Act, episode_returns, film_episode, write_video
 from tieback.classic_rl.networks import ActorCritic, mlp_actor_critic, q_network
-from tieback.classic_rl.plots import draw_policy_map
 from tieback.classic_rl.rollout import Collector
 from tieback.classic_rl.settings import PPOArguments, new_default, require_positive
 from tieback.classic_rl.tracking import tracking_accelerator
@@ -216,6 +215,9 @@ def main(arguments: CartPoleArguments, settings: dqn.DQNArguments | CartPolePPOA
         "train/env_steps": float(steps),
         "train/seconds": seconds,
     }
+    # matplotlib takes half a second, which --help has no use for
+    from tieback.classic_rl.plots import draw_policy_map
+
     draw_policy_map(folder / "policy_map.png", greedy(network))
     with gym.make(ENVIRONMENT_ID, render_mode="rgb_array") as env:
         write_video(folder / "episode.mp4", film_episode(env, greedy(network), _FINAL_SEED), fps=50)

@@ -21,7 +21,6 @@ import torch
 
 from tieback.classic_rl.checkpoints import list_checkpoints
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.plots import draw_learning_curve
 from tieback.classic_rl.pong_pictures import write_pictures, write_training_video
 from tieback.classic_rl.pong_policy import PongPolicy, greedy_returns, load_policy
 from tieback.classic_rl.pong_training import PongPPOArguments, train
@@ -203,6 +202,9 @@ def _train(arguments: PongArguments, settings: PongPPOArguments, device: torch.d
     metrics = evaluate(PongPolicy(network, device), folder, arguments.eval_episodes)
     if len(status.curve) > 1:
         steps, seconds, returns = (np.array(column) for column in zip(*status.curve, strict=True))
+        # matplotlib takes half a second, which --help has no use for
+        from tieback.classic_rl.plots import draw_learning_curve
+
         draw_learning_curve(folder / "learning_curve.png", steps, seconds, returns)
     if status.mean_return_100 is not None:
         metrics["train/mean_return_100"] = status.mean_return_100

@@ -8,7 +8,6 @@ import torch
 
 from tieback.classic_rl.evaluation import write_video
 from tieback.classic_rl.networks import NatureActorCritic
-from tieback.classic_rl.plots import draw_action_probabilities, draw_values
 from tieback.classic_rl.pong_environment import ACTION_NAMES, STEPS_PER_SECOND, play_in_colour
 from tieback.classic_rl.pong_policy import PongPolicy
 
@@ -35,6 +34,9 @@ def write_pictures(policy: PongPolicy, folder: Path, seed: int) -> None:
 
     write_video(folder / "episode.mp4", pictures(), fps=STEPS_PER_SECOND)
     assert chosen is not None
+    # matplotlib takes half a second, which --help has no use for
+    from tieback.classic_rl.plots import draw_action_probabilities, draw_values
+
     draw_action_probabilities(folder / "action_probabilities.png", chosen[1], ACTION_NAMES, chosen[2])
     draw_values(folder / "values.png", np.array(values), np.array(rewards), STEPS_PER_SECOND)
 
