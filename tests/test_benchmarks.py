@@ -1,11 +1,13 @@
 """The benchmarks: turns, figures, and that the models and lengths are what the tables say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -170,11 +172,18 @@ def test_the_models_of_the_memory_table_are_as_large_as_they_are_called(name: st
         assert round(LlamaForCausalLM(config).num_parameters() / 1e6) == millions
 
 
+def test_what_is_measured_of_a_program_is_not_what_its_parent_holds() -> None:
+    own = psutil.Process().memory_info().rss / 2**20  # with torch in it
+    assert memory_estimate.run([sys.executable, "-c", "pass"], os.environ).peak_mib < 50 < own
+    with pytest.raises(RuntimeError, match="no such thing"):
+        memory_estimate.run([sys.executable, "-c", "raise SystemExit('no such thing')"], os.environ)
+
+
 @pytest.mark.slow
 def test_what_is_alive_in_a_run_is_what_was_estimated(tmp_path: Path) -> None:
     written = tmp_path / "figures.json"
     memory_estimate.main(memory_estimate.parse(["--sizes", "9m", "--json", str(written)]))
     figures = json.loads(written.read_text())
     for kind in ("whole", "lora"):
-        assert 0.85 < figures[f"ratio/given_back_9m_{kind}"] < 1.15
+        assert 0.75 < figures[f"ratio/given_back_9m_{kind}"] < 1.33
         assert figures[f"kept_mib/9m_{kind}"] > 0.95 * figures[f"given_back_mib/9m_{kind}"]

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
@@ -61,7 +62,10 @@ class PhaseTimes:
             return int(torch.accelerator.max_memory_allocated())
         if sys.platform == "win32":
             return int(psutil.Process().memory_info().peak_wset)
-        import resource
+        if sys.platform == "darwin":
+            import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Not getrusage here: Linux counts what the process that started this one held, too.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
