@@ -26,7 +26,7 @@ LATER := $(filter-out 1,$(ROUND))
 ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate label compare watch gridworld cartpole pong test test-more test-slow lint format bench-setup bench docs clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate preflight label compare watch gridworld cartpole pong test test-more test-slow lint format bench-setup bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ ppo: $(STAMP) ## 4. PPO against the reward model
 evaluate: $(STAMP) ## 5. PPO against SFT on held-out prompts, and the report
 sft collect reward ppo evaluate:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) pipeline/$@.py $(STAGE_ARGS)
+
+preflight: $(STAMP) ## before ppo: what a trial of minutes says of it
+	$(BIN)/tieback preflight --config pipeline/recipes/$(RECIPE)/ppo.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
 
 label: $(STAMP) ## rank the collected responses in a browser
 	$(BIN)/python -m pipeline.label --responses $(ROUND_DIR)/collect/responses.jsonl --output $(ROUND_DIR)/label/preferences.jsonl $(ARGS)

@@ -13,6 +13,10 @@ PROGRAMS = {
     "ppo": ("tieback.pipeline.ppo", "4. PPO against reward models and reward functions"),
     "evaluate": ("tieback.pipeline.evaluate", "5. PPO against SFT on held-out prompts, and the report"),
     "memory": ("tieback.pipeline.memory", "the memory that a run of PPO will need, before a model is loaded"),
+    "preflight": (
+        "tieback.pipeline.preflight",
+        "what a short trial says of a run of PPO, before it is started",
+    ),
     "report": ("tieback.pipeline.report", "the report of a run anew, or of several runs side by side"),
     "gridworld": ("tieback.classic_rl.gridworld", "Q-learning in a 3x3 grid"),
     "cartpole": ("tieback.classic_rl.cartpole", "CartPole by Double DQN, or by PPO"),

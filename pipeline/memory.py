@@ -37,7 +37,7 @@ from tieback.pipeline.trainer import PPOConfig
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.critics import CRITIC
 from tieback.pipeline.trainer.models import make_actor_critic
-from tieback.pipeline.trainer.passes import TOKENS_AT_A_TIME
+from tieback.pipeline.trainer.passes import TOKENS_AT_A_TIME, TOKENS_AT_A_TIME_ON_CPU
 from tieback.pipeline.trainer.precision import keep_frozen_in_bf16
 from tieback.reward_model.adapter import ScalarAdapter, base_of, same_model
 from tieback.reward_model.architectures import classifier_class
@@ -77,18 +77,19 @@ def main() -> None:
         "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, MemoryArguments), writes=False
     )
     sizes = sizes_of(args, memory_args.prompt_length)
-    backend = None if memory_args.accelerate_config is None else read_backend(memory_args.accelerate_config)
-    gathers = backend is not None and backend.shards_weights
-    estimate = estimate_of(run_args, ppo_args, args, model_args, sizes, gathers)
-    if backend is not None:
-        estimate = shared_out(estimate, backend, args.bf16)
+    estimate = estimate_of(run_args, ppo_args, args, model_args, sizes, memory_args.accelerate_config)
     show(estimate, sizes)
     if memory_args.json is not None:
         Path(memory_args.json).write_text(json.dumps(estimate.figures(), indent=2) + "\n", encoding="utf-8")
 
 
-def sizes_of(args: PPOConfig, prompt_length: int | None) -> Sizes:
+def sizes_of(args: PPOConfig, prompt_length: int | None, on_cpu: bool = False) -> Sizes:
     """Rows and tokens of each phase, by the settings of the run.
+
+    Args:
+        args: of the run.
+        prompt_length: tokens of a prompt; max_prompt_length where None.
+        on_cpu: whether it will be on a CPU, whose passes are smaller, and not on an accelerator.
 
     Raises:
         UsageError: the length of prompts is nowhere to be read.
@@ -99,7 +100,8 @@ def sizes_of(args: PPOConfig, prompt_length: int | None) -> Sizes:
     rows = args.per_device_train_batch_size
     minibatch = max(rows // args.num_minibatches, 1)
     width = prompt + args.max_completion_length
-    at_a_time = args.micro_batch_size or max(TOKENS_AT_A_TIME // width, 1)
+    tokens = TOKENS_AT_A_TIME_ON_CPU if on_cpu else TOKENS_AT_A_TIME
+    at_a_time = args.micro_batch_size or max(tokens // width, 1)
     return Sizes(
         prompt_length=prompt,
         completion_length=args.max_completion_length,
@@ -116,19 +118,22 @@ def estimate_of(
     args: PPOConfig,
     model_args: ModelConfig,
     sizes: Sizes,
-    gathers: bool = False,
+    accelerate_config: str | None = None,
 ) -> Estimate:
-    """The estimate of one process that holds every model whole.
+    """The estimate of one process.
 
     Args:
         run_args, ppo_args, args, model_args: settings of the run.
         sizes: of its batches.
-        gathers: whether its backend gathers weights that are sharded; under bf16 in bf16, where autocast would keep a copy
-            of all that are trained.
+        accelerate_config: file of accelerate_configs/ that it is launched with; one process, which holds every model
+            whole, where None.
 
     Raises:
         UsageError: the policy, or a reward model, cannot be found; or a model chooses by its numbers what it computes.
     """
+    backend = None if accelerate_config is None else read_backend(accelerate_config)
+    # Under bf16 in bf16, where autocast would keep a copy of all weights that are trained.
+    gathers = backend is not None and backend.shards_weights
     planned = planned_start(run_args, model_args)
     config = planned.config
     with torch.device("meta"):
@@ -168,7 +173,8 @@ def estimate_of(
     if gathers and args.bf16:
         phases["update"] += 2 * trained  # gradients are summed in fp32
     states = OPTIMIZER_BYTES.get(args.optim.value, ADAMW_BYTES)
-    return Estimate(weights, 4 * trained, states * trained, layer, phases)
+    estimate = Estimate(weights, 4 * trained, states * trained, layer, phases)
+    return estimate if backend is None else shared_out(estimate, backend, args.bf16)
 
 
 def _causal_model(config: PreTrainedConfig, model_args: ModelConfig) -> Any:

@@ -105,6 +105,45 @@ def main() -> None:
     run, ppo_args, args, model_args = parse_stage("ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig))
     started = time.perf_counter()
     repository = claim_repository(args, run.recipe)
+    trainer, num_left_out = make_trainer(run, ppo_args, args, model_args)
+    first_step = FirstStep()
+    trainer.add_callback(first_step)
+    settings = run.recipe | {"digests": trainer.inputs}
+    if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
+        publish(repository, args.output_dir)
+        return
+    resume = checkpoint_to_resume(
+        args.output_dir, args.resume_from_checkpoint, settings, trainer.check_resume, STATE_FILE
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    exit_if_interrupted(trainer, trainer.interrupt)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = last_metrics(trainer.state.log_history)
+    metrics |= {
+        "num_prompts/train": len(trainer.train_dataset),
+        "num_prompts/left_out": num_left_out,
+        "train/iterations": trainer.state.global_step,
+        "train/seconds": time.perf_counter() - started,
+        **first_step.figures(),
+    }
+    write_card("ppo", Path(args.output_dir), metrics, settings, model_args.model_name_or_path)
+    finish_stage("ppo", args.output_dir, metrics, settings)
+    publish(repository, args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+def make_trainer(
+    run: RunArguments, ppo_args: PPOArguments, args: PPOConfig, model_args: ModelConfig
+) -> tuple[PPOTrainer, int]:
+    """Load what the settings name.
+
+    Returns:
+        The trainer, and how many prompts were left out for their length; `model_args` then names the model's folder.
+
+    Raises:
+        UsageError: something is missing, or cannot be used.
+    """
     if model_args.model_name_or_path is None:
         run.require("sft", "config.json" if not model_args.use_peft else "")
         model_args.model_name_or_path = str(run.stage_dir("sft"))
@@ -139,31 +178,7 @@ def main() -> None:
         value_model=critic_to_start_from(ppo_args, rewards),
         peft_config=peft_config,
     )
-    first_step = FirstStep()
-    trainer.add_callback(first_step)
-    settings = run.recipe | {"digests": trainer.inputs}
-    if is_finished(args.output_dir, settings, run.overwrite, args.resume_from_checkpoint):
-        publish(repository, args.output_dir)
-        return
-    resume = checkpoint_to_resume(
-        args.output_dir, args.resume_from_checkpoint, settings, trainer.check_resume, STATE_FILE
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    exit_if_interrupted(trainer, trainer.interrupt)
-    trainer.save_model()
-    trainer.save_state()
-    metrics = last_metrics(trainer.state.log_history)
-    metrics |= {
-        "num_prompts/train": len(train),
-        "num_prompts/left_out": counts["left_out"],
-        "train/iterations": trainer.state.global_step,
-        "train/seconds": time.perf_counter() - started,
-        **first_step.figures(),
-    }
-    write_card("ppo", Path(args.output_dir), metrics, settings, model_args.model_name_or_path)
-    finish_stage("ppo", args.output_dir, metrics, settings)
-    publish(repository, args.output_dir)
-    trainer.accelerator.wait_for_everyone()
+    return trainer, counts["left_out"]
 
 
 def load_start(

@@ -62,7 +62,7 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|tieback rlhf|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
+            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
             line,
         )
     ]
@@ -71,6 +71,7 @@ def what_make_runs(command: str) -> list[str]:
 def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a command names a script, module, recipe or flag that is not there."""
     words = shlex.split(command)
+    words[0] = words[0].removeprefix(".venv/bin/") if words[0].endswith("/tieback") else words[0]
     if words[0] == "tieback" and words[1] in PROGRAMS and words[1] != "rlhf":
         module = PROGRAMS[words[1]][0].removeprefix("tieback.")
         by_script = module.startswith("pipeline.") and words[1] not in ("label", "report")
@@ -78,7 +79,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script = next((word for word in words if re.fullmatch(r"pipeline/\w+\.py", word)), None)
     if script:
         stage, flags = Path(script).stem, words[words.index(script) + 1 :]
-        stage = "ppo" if stage == "memory" else stage  # whose settings it takes
+        stage = "ppo" if stage in ("memory", "preflight") else stage  # whose settings it takes
         config = RECIPES / "helpdesk" / f"{stage}.yaml"
         if "--config" in flags:
             at = flags.index("--config")
