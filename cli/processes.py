@@ -40,12 +40,13 @@ def run_as_one_of_several(main: Callable[[], None]) -> NoReturn:
             time.sleep(SECONDS_BEHIND_ANOTHER)
         tell_launcher(message_of(error))
         leave(2 if isinstance(error, UsageError) else 1)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
     # As the processes of multiprocessing end. Threads of torch and gloo have aborted interpreters that were torn down
     # around them, with all the work done.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    # After them: vLLM's own takes its groups out of this one.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     leave(status if isinstance(status, int) else int(status is not None))
 
 

@@ -175,9 +175,14 @@ def main() -> None:
     log_ratios: list[float] = []
     choices: Rollout | None = None
     scores: dict[str, dict[str, list[float]]] = {}
+    # Both until the end: an engine of vLLM that goes takes the process group with it.
+    samplers = {
+        name: make_sampler(args, tokenizer, policy.generation_config, device)
+        for name, policy in policies.items()
+    }
     with accelerator.autocast():
         for name, policy in policies.items():
-            sampler = make_sampler(args, tokenizer, policy.generation_config, device)
+            sampler = samplers[name]
             how = (tokenizer, args, args.batch_size, args.seed)
             reference = policies["sft"] if name == "ppo" else None
             rollouts[name], log_ratios = sample_responses(policy, sampler, dataset, *how, name, reference)

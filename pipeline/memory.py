@@ -129,8 +129,13 @@ def estimate_of(
             whole, where None.
 
     Raises:
-        UsageError: the policy, or a reward model, cannot be found; or a model chooses by its numbers what it computes.
+        UsageError: vLLM samples; the policy, or a reward model, cannot be found; or a model chooses by its numbers what it computes.
     """
+    if args.sampler == "vllm":
+        raise UsageError(
+            "What vLLM takes beside PPO is not estimated (vllm_gpu_memory_utilization of a GPU, and never less than a copy of the "
+            "policy): ask with --sampler transformers, and add that."
+        )
     backend = None if accelerate_config is None else read_backend(accelerate_config)
     # Under bf16 in bf16, where autocast would keep a copy of all weights that are trained.
     gathers = backend is not None and backend.shards_weights

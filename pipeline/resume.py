@@ -64,6 +64,7 @@ FREE = frozenset(
         *(
             "micro_batch_size",
             "replicate_frozen_models",
+            "vllm_gpu_memory_utilization",
             "check_sampling",
             "gradient_checkpointing",
             "gradient_checkpointing_kwargs",

@@ -34,6 +34,7 @@ PAGES = {
         "docs/migrating_from_trl.md",
         "docs/pong.md",
         "docs/pretrained.md",
+        "docs/samplers.md",
         "docs/tieback.md",
     )
 }
@@ -62,7 +63,7 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
+            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
             line,
         )
     ]
@@ -94,8 +95,10 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         module.parse([flag for flag in flags if flag != "--resume"])
     elif "-m" in words and words[words.index("-m") + 1].startswith("benchmarks."):
         importlib.import_module(words[words.index("-m") + 1]).parse(words[words.index("-m") + 2 :])
-    elif "benchmarks/peers.txt" in words:
-        assert (ROOT / "benchmarks" / "peers.txt").is_file()
+    elif "-r" in words:
+        assert (ROOT / words[words.index("-r") + 1]).is_file()
+    elif "pytest" in words:
+        assert all((ROOT / word).is_file() for word in words if word.startswith("tests/"))
     elif "pipeline.label" in words:
         parse_flags(LabelArguments, "label", words[words.index("pipeline.label") + 1 :])
     elif "pipeline.report" in words:

@@ -12,9 +12,9 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.rollout.random_state import kept_random_state
 from tieback.pipeline.rollout.responses import equal_share
 from tieback.pipeline.trainer.figures import figure_names
-from tieback.pipeline.trainer.random_state import kept_random_state
 
 
 def length_reward(prompts: list[Any], **_: Any) -> list[float]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from tieback.pipeline.resume import FIXED, FREE
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.run_identity import input_digests, seed_of_process
 
-BEFORE: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01}
+BEFORE: dict[str, Any] = {
+    **{"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01},
+    "max_prompt_length": 45,
+}
 
 # Another value for each setting that what is learnt depends on.
 MATTERS: dict[str, Any] = {
@@ -35,6 +39,7 @@ MATTERS: dict[str, Any] = {
     "max_grad_norm": 0.5,
     "seed": 1,
     "data_seed": 1,
+    "sampler": "vllm",
     "temperature": 0.7,
     "max_completion_length": 5,
     "max_prompt_length": 40,
@@ -119,8 +124,9 @@ def test_every_setting_is_one_that_matters_or_is_free() -> None:
 
 @pytest.mark.parametrize("setting", MATTERS)
 def test_a_changed_setting_is_refused_by_name_before_anything_is_computed(
-    home: Path, tmp_path: Path, setting: str
+    home: Path, tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", sys)  # no engine is made
     trainer = without_compute(toy.ppo_trainer(tmp_path, **(BEFORE | {setting: MATTERS[setting]})))
     with pytest.raises(UsageError, match=rf"\W{setting} was .+, is .+\)?\.") as refused:
         resume(trainer, home)

@@ -74,13 +74,21 @@ def make_sampler(
         tokenizer: the policy's; it has a pad token.
         generation_config: the policy's own, of which the EOS ids count and nothing else.
         device: of the policy.
-        batch_size: prompts sampled for at a time; all that are given where None.
+        batch_size: prompts that `generate` samples for at a time; all that are given where None.
         generation_arguments: further arguments of `generate` that change speed and memory alone.
 
     Raises:
-        UsageError: see `end_token_ids`.
+        UsageError: see `end_token_ids`; or vLLM is asked for and cannot be had.
     """
     end_ids = end_token_ids(tokenizer, generation_config, settings.stop_tokens)
+    if settings.sampler == "vllm":
+        if generation_arguments:
+            raise UsageError(
+                "generation_kwargs are arguments of Transformers' generate, not of sampler: vllm."
+            )
+        from tieback.pipeline.rollout.vllm_sampler import VLLMSampler  # which imports from here
+
+        return VLLMSampler(settings, end_ids, device)
     return TransformersSampler(
         settings, end_ids, tokenizer.pad_token_id, device, batch_size, generation_arguments
     )

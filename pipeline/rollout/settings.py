@@ -8,6 +8,8 @@ from typing import Any, cast
 
 # Where `PPOTrainer` writes its settings, beside the policy.
 PPO_CONFIG = "ppo_config.json"
+# Of the machine, and not of the policy.
+_OF_THE_MACHINE = ("sampler", "vllm_gpu_memory_utilization")
 
 
 @dataclass
@@ -40,6 +42,20 @@ class RolloutSettings:
         metadata={"help": "Arguments of the chat template, as JSON, e.g. '{\"enable_thinking\": false}'."},
     )
 
+    sampler: str = field(
+        default="transformers",
+        metadata={
+            "help": "What samples completions: transformers (generate) or vllm (an engine in this process; docs/samplers.md).",
+            "choices": ["transformers", "vllm"],
+        },
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3,
+        metadata={
+            "help": "Share of a GPU's memory that vLLM takes for its copy of the policy and its cache. On a CPU VLLM_CPU_KVCACHE_SPACE in the environment, in GiB (1), sizes the cache."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Read JSON, check ranges, and hand on to the next class that is inherited from.
 
@@ -53,6 +69,12 @@ class RolloutSettings:
             raise ValueError(
                 f"temperature must be above 0 and finite, got {self.temperature}: PPO needs samples, greedy decoding has no ratio "
                 "and no KL."
+            )
+        if self.sampler not in ("transformers", "vllm"):
+            raise ValueError(f"sampler must be transformers or vllm, got {self.sampler!r}.")
+        if not 0 < self.vllm_gpu_memory_utilization < 1:
+            raise ValueError(
+                f"vllm_gpu_memory_utilization must be between 0 and 1, got {self.vllm_gpu_memory_utilization}."
             )
         for name in ("max_completion_length", "max_prompt_length"):
             value = getattr(self, name)
@@ -91,10 +113,11 @@ def settings_of_policy(folder: str | Path) -> dict[str, Any]:
         folder: a folder that `PPOTrainer` has written a policy into; a hub name has no settings.
 
     Returns:
-        Those of `RolloutSettings`, by name.
+        Those of `RolloutSettings`, by name, but for what samples.
     """
     path = Path(folder) / PPO_CONFIG
     if not path.is_file():
         return {}
     saved = json.loads(path.read_text(encoding="utf-8"))
-    return {item.name: saved[item.name] for item in fields(RolloutSettings) if item.name in saved}
+    names = [item.name for item in fields(RolloutSettings) if item.name not in _OF_THE_MACHINE]
+    return {name: saved[name] for name in names if name in saved}

@@ -21,6 +21,7 @@ class Rollout:
         completion_ids: sampled token ids, the one that ended the completion included; never empty.
         truncated: whether the completion was cut at the length limit, without an end of its own.
         completions: decoded text, or for a conversational prompt a list with one assistant message.
+        logprobs: log-probability of each sampled token by the sampler itself, where it tells them.
     """
 
     prompts: list[TextOrMessages]
@@ -29,6 +30,7 @@ class Rollout:
     completion_ids: list[list[int]]
     truncated: list[bool]
     completions: list[TextOrMessages]
+    logprobs: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -43,6 +45,7 @@ def make_rollout(
     """Join B rows of a data set, which have a `prompt`, with the completions sampled for them."""
     prompts = [row["prompt"] for row in rows]
     completion_ids = [completion.ids for completion in completions]
+    logprobs = [completion.logprobs for completion in completions if completion.logprobs is not None]
     return Rollout(
         prompts=prompts,
         columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
@@ -50,6 +53,7 @@ def make_rollout(
         completion_ids=completion_ids,
         truncated=[completion.truncated for completion in completions],
         completions=decode_completions(prompts, prompt_ids, completion_ids, tokenizer),
+        logprobs=logprobs or None,
     )
 
 

@@ -8,12 +8,12 @@ from datasets import Dataset
 from torch import Tensor
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.rollout.random_state import kept_random_state
 from tieback.pipeline.rollout.responses import equal_share
 from tieback.pipeline.scorers import Scorer, check_call
 from tieback.pipeline.trainer.figures import mean_figures
 from tieback.pipeline.trainer.input_checks import check_dataset
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets
-from tieback.pipeline.trainer.random_state import kept_random_state
 from tieback.pipeline.trainer.uploads import UploadingTrainer
 
 Row = dict[str, Any]

@@ -1,8 +1,10 @@
 """Checks of the ratio before the first step, which must be 1: sampling and scoring use the same probabilities."""
 
+import math
+
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.sampler import Sampler
@@ -71,6 +73,46 @@ def check_ratio(max_abs_log_ratio: float, model: nn.Module, mixed_precision: str
             f"Before the first step the probability ratio must be 1, but the largest |log ratio| is "
             f"{max_abs_log_ratio:.3g}. {_suspects(model)}"
         )
+
+
+# Mean gap of a rollout, in nats, that another engine's rounding explains.
+FP32_GAP, BF16_GAP = 1e-3, 0.15
+
+
+def sampling_gap(
+    drawn: list[list[float]], scored: Tensor, mask: Tensor, model: nn.Module, accelerator: Accelerator
+) -> dict[str, float]:
+    """How far the engine that sampled is from scoring, over the rollout of all processes, all of which must call.
+
+    Args:
+        drawn: log-probabilities of each of B completions' tokens by the engine.
+        scored: [B, T], the same by scoring.
+        mask: bool [B, T], True on sampled tokens.
+        model: what is trained.
+        accelerator: of the training.
+
+    Returns:
+        `rollout/logprob_gap_mean` and `rollout/logprob_gap_max`, in nats, and `rollout/ratio_max` of scoring over engine.
+
+    Raises:
+        SelfCheckError: they differ by more than rounding.
+    """
+    engine = torch.tensor([value for row in drawn for value in row], device=scored.device)
+    log_ratios = scored[mask] - engine
+    gaps = log_ratios.abs()
+    own = torch.stack([gaps.sum(), torch.tensor(float(len(gaps))).to(gaps), gaps.max(), log_ratios.max()])
+    total, count, largest, ratio = accelerator.gather(own[None]).unbind(1)
+    mean = float(total.sum() / count.sum())
+    if not mean <= (FP32_GAP if _is_exact(model, accelerator.mixed_precision) else BF16_GAP):
+        raise SelfCheckError(
+            f"The sampler and scoring disagree by {mean:.3g} nats a token in the mean, by {float(largest.max()):.3g} at most, about "
+            "the probability of what was sampled: its weights or its temperature are not the policy's."
+        )
+    return {
+        "rollout/logprob_gap_mean": mean,
+        "rollout/logprob_gap_max": float(largest.max()),
+        "rollout/ratio_max": math.exp(float(ratio.max())),
+    }
 
 
 def _is_exact(model: nn.Module, mixed_precision: str) -> bool:

@@ -54,7 +54,7 @@ from tieback.pipeline.trainer.passes import in_passes, row_lengths
 from tieback.pipeline.trainer.phase_times import PhaseTimes
 from tieback.pipeline.trainer.precision import attend_in_fp32, check_trained, keep_frozen_in_bf16
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
-from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
+from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling, sampling_gap
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.sharded_tensors import gathered
@@ -250,6 +250,9 @@ class PPOTrainer(EvaluatedTrainer):
             scored = self.score(rollout)
         with times.phase("logprobs"):
             batch = self.to_batch(scored)
+        gap = {}
+        if rollout.logprobs is not None:
+            gap = sampling_gap(rollout.logprobs, batch.old_logprobs, batch.mask, self.model, self.accelerator)
         with times.phase("update"):
             stats = update(
                 model,
@@ -274,6 +277,7 @@ class PPOTrainer(EvaluatedTrainer):
         rollout_metrics = mean_figures(figures)
         for name, value in {
             **rollout_metrics,
+            **gap,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
             **times.figures(sum(map(len, rollout.completion_ids))),
