@@ -71,10 +71,10 @@ test: $(STAMP) ## the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -q
 
 test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (twenty minutes)
-	$(BIN)/python -m pytest -q -m 'slow and not long'
+	$(BIN)/python -m pytest -q -m 'slow and not long and not vllm'
 
 test-slow: $(STAMP) ## all tests, those of many minutes too
-	$(BIN)/python -m pytest -q -m 'slow or not slow'
+	$(BIN)/python -m pytest -q -m 'not vllm'
 
 vllm-cpu: ## an environment with vLLM for CPUs beside .venv: .venv-vllm (docs/samplers.md)
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

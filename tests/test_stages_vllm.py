@@ -13,7 +13,6 @@ SAMPLER = ("--sampler", "vllm", "--max_prompt_length", "64")
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_every_stage_that_samples_does_so_by_vllm_on_two_processes(tmp_path: Path) -> None:
     config = launching.write_config(tmp_path, "multi_gpu")
     shutil.copytree(RECIPE, tmp_path / "recipe")
