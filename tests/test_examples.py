@@ -17,6 +17,7 @@ def test_the_loop_in_one_file_learns_to_count() -> None:
     assert scores[-1] > 0.85
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_to_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(EXAMPLES / "ppo_trainer.py"))["main"]
     before, after = main(output_dir=str(tmp_path))

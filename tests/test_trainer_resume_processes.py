@@ -105,9 +105,8 @@ def test_sharded_models_go_on_from_whole_ones_and_whole_ones_from_sharded(
         assert_same_run(resume_cases.summary(trainer), one["straight"])
 
 
-@pytest.mark.parametrize(
-    "backend", ["multi_gpu", *(pytest.param(b, marks=pytest.mark.slow) for b in SHARDED)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["multi_gpu", *SHARDED])
 def test_what_is_named_changes_alike_under_every_backend(
     folder: Path, one: Results, two: list[Results], backend: str
 ) -> None:
