@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 MIB = 2**20
 # Linux counts in a process's ru_maxrss what the process that started it held: a small one in between keeps ours out.
 _LAUNCHER = """
-import json, os, resource, subprocess, sys
+import json, resource, subprocess, sys
 status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps([status, usage.ru_maxrss, usage.ru_utime + usage.ru_stime]))

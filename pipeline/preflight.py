@@ -175,6 +175,7 @@ def _for_a_trial(args: PPOConfig, folder: str) -> PPOConfig:
     args.lr_scheduler_type = SchedulerType.CONSTANT
     args.warmup_steps = 0
     args.critic_warmup_iterations = 0
+    args.check_sampling = True
     return args
 
 

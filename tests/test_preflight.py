@@ -90,7 +90,7 @@ def test_a_sampler_with_another_temperature_is_found(tmp_path: Path, monkeypatch
         self.config.temperature = 1.1
 
     monkeypatch.setattr(TransformersSampler, "__init__", warmer)
-    found = verdicts_of(tmp_path, monkeypatch)
+    found = verdicts_of(tmp_path, monkeypatch, "--check_sampling", "false")
     assert (found["status"], found["sampling against scoring"]) == (1, Verdict.FAILED)
     assert "time" not in found
 

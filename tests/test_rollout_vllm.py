@@ -2,23 +2,27 @@
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import test_optimum as language
 import torch
 import toy
+from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.rollout.sampler import Completion, Sampler, make_sampler
+from tieback.pipeline.rollout.sampler import Completion, Sampler, TransformersSampler, make_sampler
 from tieback.pipeline.rollout.settings import RolloutSettings
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.rollout.vllm_sampler import VLLMSampler, merged_weights
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
+from tieback.pipeline.trainer.sharding import check_backend
 
 CPU = torch.device("cpu")
 TOK = toy.tokenizer()
@@ -103,14 +107,50 @@ def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         made.sample([[5], [5] * 21])
     with pytest.raises(UsageError, match=r"does not take TrainableTokensWrapper \(.*embed_tokens\)"):
         made.sync(lora(trainable_token_indices=[3]))
-    sharded = toy.policy(TOK)
-    sharded.lm_head.weight.ds_id = 0  # as DeepSpeed marks them
-    with pytest.raises(UsageError, match="which FSDP and ZeRO-3 shard"):
-        made.sync(sharded)
-    quantised = toy.policy(TOK)
-    quantised.is_quantized = True
+    quantised = lora()
+    quantised.get_base_model().is_quantized = True
     with pytest.raises(UsageError, match="does not take a quantised policy"):
         made.sync(quantised)
+
+
+def test_a_sharded_policy_is_refused_when_the_trainer_is_made() -> None:
+    plugin = SimpleNamespace(
+        fsdp_version=2, cpu_ram_efficient_loading=False, state_dict_type="FULL_STATE_DICT"
+    )
+    accelerator: Any = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        is_fsdp2=True,
+        mixed_precision="no",
+        state=SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=None),
+    )
+    check_backend(accelerator, "transformers")
+    with pytest.raises(UsageError, match="which FSDP and ZeRO-3 shard"):
+        check_backend(accelerator, "vllm")
+
+
+def test_a_sampler_that_tells_its_log_probabilities_is_held_against_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, error = TransformersSampler.sample, [0.0]
+
+    def telling(self: TransformersSampler, *args: Any, **options: Any) -> list[Completion]:
+        found = sample(self, *args, **(options | {"with_logprobs": True}))
+        return [replace(one, logprobs=[value - error[0] for value in one.logprobs or []]) for one in found]
+
+    monkeypatch.setattr(TransformersSampler, "sample", telling)
+    run = toy.ppo_trainer(tmp_path)
+    run.train()
+    for entry in toy.iteration_logs(run):
+        assert entry["rollout/logprob_gap_mean"] <= entry["rollout/logprob_gap_max"] < 1e-5
+    error[0] = 5e-4
+    run = toy.ppo_trainer(tmp_path, check_sampling=False, max_steps=1)
+    run.train()
+    (entry,) = toy.iteration_logs(run)
+    assert entry["rollout/logprob_gap_mean"] == pytest.approx(5e-4, abs=1e-5)
+    assert entry["rollout/ratio_max"] == pytest.approx(1.0005, abs=1e-5)
+    error[0] = 2e-3
+    with pytest.raises(SelfCheckError, match=r"disagree by 0.002 nats a token in the mean"):
+        toy.ppo_trainer(tmp_path, check_sampling=False).train()
 
 
 # In an environment with vLLM (`make test-vllm`).

@@ -16,7 +16,6 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.random_state import kept_random_state
@@ -62,7 +61,7 @@ class VLLMSampler:
             ) from error
         if settings.max_prompt_length is None:
             raise UsageError(
-                "sampler: vllm needs max_prompt_length, by which it divides its cache among the rows."
+                "sampler: vllm needs max_prompt_length: with max_completion_length it says how long a sequence can be."
             )
         if settings.temperature < _LOWEST_TEMPERATURE:
             raise UsageError(
@@ -198,10 +197,6 @@ def merged_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_policy(policy: nn.Module) -> None:
-    if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in policy.parameters()):
-        raise UsageError(
-            "sampler: vllm needs the whole policy on each process, which FSDP and ZeRO-3 shard: set sampler: transformers."
-        )
     if getattr(policy, "is_quantized", False):
         raise UsageError("sampler: vllm does not take a quantised policy: set sampler: transformers.")
     for name, module in policy.named_modules():
