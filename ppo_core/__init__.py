@@ -1,6 +1,12 @@
 """The mathematics of PPO, for a paddle and for a language model alike: torch and accelerate only."""
 
-from tieback.ppo_core.advantages import explained_variance, gae, masked_mean, whiten
+from tieback.ppo_core.advantages import (
+    explained_variance,
+    gae,
+    length_adaptive_lambda,
+    masked_mean,
+    whiten,
+)
 from tieback.ppo_core.batch import Batch, RowLengths
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
 from tieback.ppo_core.kl_control import AdaptiveKLController, FixedKLController
@@ -9,6 +15,7 @@ from tieback.ppo_core.objective import (
     Term,
     entropy,
     kl_estimate,
+    kl_loss,
     policy_loss,
     ppo_terms,
     value_loss,
@@ -29,6 +36,8 @@ __all__ = [
     "explained_variance",
     "gae",
     "kl_estimate",
+    "kl_loss",
+    "length_adaptive_lambda",
     "masked_mean",
     "policy_loss",
     "ppo_terms",

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def gae(
-    rewards: Tensor, discounts: Tensor, values: Tensor, gae_lambda: float, mask: Tensor | None = None
+    rewards: Tensor,
+    discounts: Tensor,
+    values: Tensor,
+    gae_lambda: float | Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Generalised advantage estimation.
 
@@ -32,7 +36,7 @@ def gae(
         rewards: `[B, T]`, reward of each step.
         discounts: `[B, T]`, discount of what follows each step.
         values: `[B, T + 1]`, the critic's values; the last column is the bootstrap, not read after a discount of 0.
-        gae_lambda: λ in [0, 1].
+        gae_lambda: λ in [0, 1]; one for all rows, or `[B]`.
         mask: bool `[B, T]`; every step counts when None.
 
     Returns:
@@ -67,6 +71,22 @@ def gae(
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         advantages.append(torch.where(mask[:, t], advantage, 0.0))
     return torch.stack(advantages[::-1], dim=1) if advantages else torch.zeros_like(rewards)
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """λ of each row by its length: 1 − 1/(α·l), and 0 where that is negative.
+
+    Long rows hear of a reward at their end, short ones have little variance. Yue et al. 2025 (VAPO), eq. 7, where α
+    is 0.05.
+
+    Args:
+        lengths: `[B]`, number l ≥ 1 of unmasked steps of each row.
+        alpha: α > 0.
+
+    Returns:
+        `[B]`, in [0, 1).
+    """
+    return (1 - 1 / (alpha * lengths)).clamp(min=0.0)
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ class Batch:
         returns: `[B, T]`, targets of the critic: advantages + old values.
         mask: bool `[B, T]`, True where a step counts.
         ref_logprobs: `[B, T]`, log-probabilities of the actions under the reference policy; None where there is none.
+        importance_weights: `[B, T]`, probability of the actions under the policy of the rollout, over that under what
+            they were really drawn from, capped; the policy's terms are multiplied by it. None for 1 everywhere.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -33,6 +35,7 @@ class Batch:
     returns: Tensor
     mask: Tensor
     ref_logprobs: Tensor | None = None
+    importance_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool:

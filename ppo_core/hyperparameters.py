@@ -33,6 +33,18 @@ class PPOHyperparameters:
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     ent_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    kl_loss_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the KL to the reference as a term of the loss; 0 for none. It pulls on each token by itself, and stands beside whitened advantages."
+        },
+    )
+    kl_loss_estimator: str = field(
+        default="k3",
+        metadata={
+            "help": "Estimator of the KL in the loss: k1 or k3 (mean and gradient unbiased, k3 with less noise), or k2 (the gradient of k3)."
+        },
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount γ of the reward, a step."})
     gae_lambda: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
@@ -71,7 +83,7 @@ class PPOHyperparameters:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, but is {value}.")
-        for name in ("vf_coef", "ent_coef", "max_grad_norm"):
+        for name in ("vf_coef", "ent_coef", "kl_loss_coef", "max_grad_norm"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be a finite number of at least 0, but is {value}.")
@@ -83,5 +95,7 @@ class PPOHyperparameters:
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, but is {value}.")
+        if self.kl_loss_estimator not in ("k1", "k2", "k3"):
+            raise ValueError(f"kl_loss_estimator must be k1, k2 or k3, but is {self.kl_loss_estimator!r}.")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be greater than 1, but is {self.dual_clip}.")

@@ -57,26 +57,34 @@ def ppo_terms(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -
         batch: B rows of T steps.
         outputs: of the policy on `batch`.
         hyper: coefficients and clip ranges.
+
+    Raises:
+        ValueError: the KL is to be in the loss, but the batch has no reference.
     """
-    return {
+    weights = batch.importance_weights
+    surrogate = policy_loss(
+        outputs.logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        hyper.clip_range,
+        hyper.clip_range_high,
+        hyper.dual_clip,
+    )
+    terms = {
         "value/loss": Term(
             hyper.vf_coef,
             value_loss(outputs.values, batch.old_values, batch.returns, hyper.value_clip_range),
             trains_critic=True,
         ),
-        "policy/loss": Term(
-            1.0,
-            policy_loss(
-                outputs.logprobs,
-                batch.old_logprobs,
-                batch.advantages,
-                hyper.clip_range,
-                hyper.clip_range_high,
-                hyper.dual_clip,
-            ),
-        ),
+        "policy/loss": Term(1.0, _weighted(surrogate, weights)),
         "policy/entropy": Term(-hyper.ent_coef, outputs.entropies),
     }
+    if hyper.kl_loss_coef:
+        if batch.ref_logprobs is None:
+            raise ValueError("kl_loss_coef needs a reference policy, but the batch has no ref_logprobs.")
+        kl = kl_loss(outputs.logprobs, batch.old_logprobs, batch.ref_logprobs, hyper.kl_loss_estimator)
+        terms["kl/loss"] = Term(hyper.kl_loss_coef, _weighted(kl, weights))
+    return terms
 
 
 def clip_bounds(clip_range: float, clip_range_high: float | None) -> tuple[float, float]:
@@ -196,6 +204,51 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
     else:
         raise ValueError(f'Unknown KL estimator {estimator!r}: use "k1", "k2" or "k3".')
     return torch.where(finite, estimate, log_ratio.detach().abs())
+
+
+def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """KL(policy ‖ ref) as a loss, per element, from actions of the rollout's policy.
+
+    With ρ = π(a) / π_old(a) and d = log π(a) − log π_ref(a):
+
+        k1 = ρ · d
+        k3 = ρ · (exp(−d) − 1 + d)
+        k2 = sg(ρ) · d² / 2            sg: no gradient flows through it
+
+    The mean of k1 and k3 over actions of π_old is the KL of π, and the gradient of that mean its gradient: k1's is
+    ρ · (d + 1) · ∇log π, k3's ρ · d · ∇log π, whose variance is smaller. k2 has k3's gradient, but is itself biased.
+    An estimator of `kl_estimate` as it stands has neither, once π has moved from π_old (Tang and Munos 2025, "On a few
+    pitfalls in KL divergence gradient estimation for RL").
+
+    It is the KL in the states that the rollout has visited: that an action leads to states of more or less KL is
+    seen by a penalty in the reward alone.
+
+    Args:
+        logprobs: `[B, T]`, log π of actions sampled from π_old; the gradient flows into it.
+        old_logprobs: `[B, T]`, log π_old of the same actions.
+        ref_logprobs: `[B, T]`, log π_ref of the same actions.
+        estimator: "k1", "k2" or "k3".
+
+    Returns:
+        `[B, T]`, in nats.
+
+    Raises:
+        ValueError: there is no such estimator.
+    """
+    finite, (log_ratio, from_ref) = _finite(logprobs - old_logprobs, logprobs - ref_logprobs)
+    ratio = torch.exp(log_ratio.clamp(max=_MAX_EXPONENT))
+    if estimator == "k2":
+        ratio = ratio.detach()
+    estimate = kl_estimate(from_ref, torch.zeros_like(from_ref), estimator)
+    return torch.where(finite, ratio * estimate, torch.nan)
+
+
+def _weighted(elements: Tensor, weights: Tensor | None) -> Tensor:
+    """The product, without a NaN gradient where a weight under the mask is not finite."""
+    if weights is None:
+        return elements
+    finite, (safe,) = _finite(weights)
+    return torch.where(finite, elements * safe, torch.nan)
 
 
 def _finite(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:

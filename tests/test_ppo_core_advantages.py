@@ -8,7 +8,7 @@ import torch
 from reference import ppo as reference
 from torch import Tensor
 
-from tieback.ppo_core import explained_variance, gae, masked_mean, whiten
+from tieback.ppo_core import explained_variance, gae, length_adaptive_lambda, masked_mean, whiten
 
 GARBAGE = [math.nan, math.inf, -math.inf, 1e9]
 
@@ -46,6 +46,27 @@ def test_gae_equals_the_mixture_of_n_step_advantages_without_the_masked_steps(
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_each_row_may_have_its_own_lambda() -> None:
+    rollout = random_rollout(3)
+    lambdas = torch.tensor([0.0, 0.3, 0.5, 0.9, 0.95, 1.0])
+    together = gae(**rollout, gae_lambda=lambdas)
+    for row, gae_lambda in enumerate(lambdas.tolist()):
+        alone = gae(
+            **{name: column[row : row + 1] for name, column in rollout.items()}, gae_lambda=gae_lambda
+        )
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-6)
+
+
+def test_the_adaptive_lambda_reaches_a_reward_over_a_share_of_the_length() -> None:
+    lengths = torch.tensor([1, 20, 40, 200, 2000])
+    expected = [0.0, 0.0, 0.5, 0.9, 0.99]
+    assert length_adaptive_lambda(lengths, 0.05).tolist() == pytest.approx(expected)
+    # Σ λ^t over a long row, the reach in steps, is α·l.
+    for length in (200, 2000):
+        gae_lambda = length_adaptive_lambda(torch.tensor([length]), 0.05).item()
+        assert 1 / (1 - gae_lambda) == pytest.approx(0.05 * length, rel=1e-4)
 
 
 def test_gae_does_not_bootstrap_from_a_padded_value() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from reference.toy import ToyActorCritic, make_batch, parameters, poisoned
+from reference.toy import ToyActorCritic, make_batch, parameters, poisoned, with_reference_and_weights
 
 from tieback.ppo_core import Batch, PPOHyperparameters, explained_variance, update, whiten
 
@@ -31,6 +31,10 @@ UPDATES: dict[str, tuple[int, dict[str, Any]]] = {
     "a shard with one row for many minibatches": (1, {"micro_batch_size": 1}),
     "a wholly masked shard": (4, {"lengths": [2, 5, 1, 3, 0, 0, 0, 0]}),
     "garbage under the mask": (4, {"garbage": math.nan}),
+    "KL in the loss and importance weights": (
+        5,
+        {"hyper": replace(HYPER, kl_loss_coef=0.3), "extended": True, "garbage": math.nan},
+    ),
     "critic warm-up": (4, {"value_only": True, "adamw": True}),
     "no value term": (4, {"hyper": replace(HYPER, vf_coef=0.0), "adamw": True}),
     "early stop": (3, {"hyper": replace(HYPER, num_ppo_epochs=4, target_kl=0.02), "off_policy": 0.0}),
@@ -46,12 +50,14 @@ def run_update(
     micro_batch_size: int = 2,
     lengths: list[int] = LENGTHS,
     garbage: float = 0.0,
+    extended: bool = False,
     off_policy: float = 0.3,
     value_only: bool = False,
     adamw: bool = False,
 ) -> dict[str, Any]:
     """Update the toy on `rows` of the global batch."""
-    batch = poisoned(make_batch(lengths, off_policy=off_policy), garbage)[rows]
+    batch = make_batch(lengths, off_policy=off_policy)
+    batch = poisoned(with_reference_and_weights(batch) if extended else batch, garbage)[rows]
     policy = ToyActorCritic()
     if adamw:
         optimizer: Any = torch.optim.AdamW(policy.parameters(), lr=0.05, weight_decay=0.5)

@@ -60,6 +60,18 @@ MUTATIONS = {
         "torch.minimum((values - returns).square()",
         "test_ppo_core_objective.py",
     ),
+    "the KL in the loss forgets that an older policy acted": (
+        "objective.py",
+        "torch.where(finite, ratio * estimate, torch.nan)",
+        "torch.where(finite, estimate, torch.nan)",
+        "test_ppo_core_objective.py",
+    ),
+    "importance weights are ignored": (
+        "objective.py",
+        "torch.where(finite, elements * safe, torch.nan)",
+        "torch.where(finite, elements, torch.nan)",
+        "test_ppo_core_update.py",
+    ),
     "the coefficient of a term is ignored": (
         "step.py",
         "term.coefficient * sums[name]",

@@ -15,6 +15,7 @@ from tieback.ppo_core import (
     PPOHyperparameters,
     entropy,
     kl_estimate,
+    kl_loss,
     masked_mean,
     policy_loss,
     ppo_terms,
@@ -278,9 +279,59 @@ def test_k3_as_a_loss_has_the_gradient_of_the_wrong_kl_and_k2_that_of_the_right_
     torch.testing.assert_close(as_loss("k1"), torch.zeros(4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_in_the_loss_has_the_gradient_of_the_kl_also_where_an_older_policy_acted(
+    estimator: str,
+) -> None:
+    policy = SmallCategorical()
+    old = torch.tensor([0.2, 0.3, -0.6, 0.4], dtype=torch.float64).log_softmax(-1)
+
+    def expectation(per_action: Tensor) -> Tensor:
+        return (old.exp() * per_action).sum()
+
+    loss = expectation(kl_loss(policy.logprobs, old, policy.ref, estimator))
+    torch.testing.assert_close(policy.gradient(loss), policy.gradient(policy.kl()), rtol=1e-12, atol=1e-12)
+    if estimator != "k2":
+        assert loss.item() == pytest.approx(policy.kl().item(), rel=1e-12)
+    # The estimator as it stands, without the ratio, is another gradient.
+    plain = policy.gradient(expectation(kl_estimate(policy.logprobs, policy.ref, estimator)))
+    assert (plain - policy.gradient(policy.kl())).norm() > 0.1 * plain.norm()
+
+
+def test_k3_in_the_loss_has_a_gradient_of_less_variance_than_k1() -> None:
+    policy = SmallCategorical()
+
+    def variance(estimator: str) -> float:
+        losses = kl_loss(policy.logprobs, policy.logprobs.detach(), policy.ref, estimator)
+        gradients = torch.stack([policy.gradient(loss) for loss in losses])
+        mean = (policy.probs[:, None] * gradients).sum(0)
+        return float((policy.probs[:, None] * (gradients - mean).square()).sum())
+
+    assert variance("k3") == pytest.approx(variance("k2"), rel=1e-9)
+    assert variance("k3") < 0.9 * variance("k1")
+
+
+def test_the_kl_in_the_loss_is_a_term_and_asks_for_a_reference() -> None:
+    column = torch.zeros(1, 2)
+    batch = Batch({}, column, column, column, column, torch.ones(1, 2, dtype=torch.bool))
+    outputs = PolicyOutputs(torch.tensor([[-0.2, 0.1]]), column, column)
+    with pytest.raises(ValueError, match="kl_loss_coef needs a reference policy"):
+        ppo_terms(batch, outputs, PPOHyperparameters(kl_loss_coef=0.1))
+    with pytest.raises(ValueError, match="kl_loss_estimator must be k1, k2 or k3, but is 'k4'"):
+        PPOHyperparameters(kl_loss_estimator="k4")
+    batch.ref_logprobs = torch.tensor([[0.3, -0.1]])
+    assert "kl/loss" not in ppo_terms(batch, outputs, PPOHyperparameters())
+    for estimator in ("k1", "k2", "k3"):
+        hyper = PPOHyperparameters(kl_loss_coef=0.1, kl_loss_estimator=estimator)
+        coefficient, elements, trains_critic = ppo_terms(batch, outputs, hyper)["kl/loss"]
+        assert (coefficient, trains_critic) == (0.1, False)
+        assert torch.equal(elements, kl_loss(outputs.logprobs, column, batch.ref_logprobs, estimator))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("kl_loss_coef", -0.1),
         ("clip_range", 0.0),
         ("clip_range_high", -0.1),
         ("value_clip_range", 0.0),

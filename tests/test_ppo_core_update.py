@@ -24,6 +24,7 @@ from reference.toy import (
     run,
     to_linear,
     to_reference,
+    with_reference_and_weights,
 )
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -126,6 +127,10 @@ def test_passes_of_like_lengths_change_nothing_and_leave_padding_out(max_positio
 def test_garbage_under_the_mask_changes_nothing(garbage: float) -> None:
     batch = make_batch(LENGTHS)
     assert_same(run(poisoned(batch, garbage), HARD), run(batch, HARD))
+    batch = with_reference_and_weights(batch)
+    for estimator in ("k1", "k2", "k3"):
+        hyper = replace(HARD, kl_loss_coef=0.3, kl_loss_estimator=estimator)
+        assert_same(run(poisoned(batch, garbage), hyper), run(batch, hyper))
 
 
 def test_right_padding_changes_nothing() -> None:
@@ -312,6 +317,28 @@ def test_a_further_term_is_one_entry_that_is_learned_from_and_logged(
     expected = plain_stats.metrics() | {"kl/loss": kl.item()}
     expected["grad_norm"] = stats.grad_norm
     assert stats.metrics() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
+def test_importance_weights_multiply_what_the_policy_learns_from_and_nothing_else(
+    micro_batch_size: int,
+) -> None:
+    batch = with_reference_and_weights(make_batch(LENGTHS))
+    hyper = replace(PLAIN, kl_loss_coef=0.2, ent_coef=0.1)
+    after, stats = run(batch, hyper, micro_batch_size, learning_rate=1.0)
+
+    toy = ToyActorCritic()
+    terms = ppo_terms(replace(batch, importance_weights=None), PolicyOutputs(*toy.evaluate(batch)), hyper)
+    weighted = {
+        name: masked_mean(term.elements * (batch.importance_weights if name in ("policy/loss", "kl/loss") else 1), batch.mask)
+        for name, term in terms.items()
+    }  # fmt: skip
+    sum(terms[name].coefficient * mean for name, mean in weighted.items()).backward()
+    moved = torch.cat([toy.actor.grad.flatten(), toy.critic.grad.flatten()])
+    torch.testing.assert_close(parameters(ToyActorCritic()) - after, moved, rtol=1e-5, atol=1e-6)
+    assert {name: stats.terms[name] for name in weighted} == pytest.approx(
+        {name: mean.item() for name, mean in weighted.items()}, rel=1e-5, abs=1e-6
+    )
 
 
 def test_a_coefficient_of_zero_leaves_its_term_out_whatever_its_elements_are() -> None:

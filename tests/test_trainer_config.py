@@ -42,7 +42,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"dataloader_drop_last=False is not supported: every",
     ),
     "estimator": ({"kl_estimator": "k4"}, r"kl_estimator must be k1, k2 or k3, got 'k4'"),
-    "truncation": ({"truncation": "ignore"}, r"truncation must be 'penalty' or 'bootstrap', got 'ignore'"),
+    "truncation": (
+        {"truncation": "ignore"},
+        r"truncation must be 'penalty', 'bootstrap' or 'mask', got 'ignore'",
+    ),
+    "critic_gae_lambda": ({"critic_gae_lambda": 1.5}, r"critic_gae_lambda must be between 0 and 1, got 1.5"),
+    "gae_lambda_alpha": ({"gae_lambda_alpha": 0.0}, r"gae_lambda_alpha must be above 0, got 0.0"),
+    "importance_sampling": (
+        {"importance_sampling": "row"},
+        r"importance_sampling must be token, sequence or not set, got 'row'",
+    ),
+    "importance_sampling_cap": (
+        {"importance_sampling_cap": -1.0},
+        r"importance_sampling_cap must be above 0",
+    ),
+    "kl_target without kl_coef": (
+        {"kl_target": 3.0, "kl_coef": 0.0},
+        r"kl_target steers kl_coef, which is 0",
+    ),
+    "overlong without penalty": (
+        {"overlong_buffer_length": 4, "truncation": "mask"},
+        r"which truncation=mask does not charge",
+    ),
+    "overlong beyond the limit": (
+        {"overlong_buffer_length": 40, "max_completion_length": 20},
+        r"overlong_buffer_length=40 is more than max_completion_length=20",
+    ),
     "completion length": ({"max_completion_length": 0}, r"max_completion_length must be at least 1, got 0"),
     "kl_coef": ({"kl_coef": -0.1}, r"kl_coef must be a finite number of at least 0, got -0\.1"),
     "penalty": (

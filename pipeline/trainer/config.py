@@ -123,8 +123,35 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     truncation: str = field(
         default="penalty",
         metadata={
-            "help": "Treatment of a completion that is cut at the length limit: 'penalty' (it ends there, and missing_eos_penalty is charged) or 'bootstrap' (it would have gone on: the critic's value of its end is added)."
+            "help": "Treatment of a completion that is cut at the length limit: 'penalty' (it ends there, and missing_eos_penalty is charged), 'bootstrap' (it would have gone on: the critic's value of its end is added) or 'mask' (nothing is learnt from it).",
+            "choices": ["penalty", "bootstrap", "mask"],
         },
+    )
+    overlong_buffer_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "With truncation 'penalty': a completion that ends by itself within so many tokens of max_completion_length is charged a share of missing_eos_penalty, which rises from 0 to 1 over them. None is charged where not set."
+        },
+    )
+    critic_gae_lambda: float | None = field(
+        default=None,
+        metadata={"help": "λ of the critic's returns, where another than that of the policy's advantages."},
+    )
+    gae_lambda_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Makes λ of the policy's advantages depend on the number l of a completion's tokens: 1 - 1 / (gae_lambda_alpha * l), at least 0, in place of gae_lambda; 0.05 in VAPO. Not set: gae_lambda for all."
+        },
+    )
+    importance_sampling: str | None = field(
+        default=None,
+        metadata={
+            "help": "Correct the policy's loss for what the sampler's probabilities differ from those of scoring: by token or by sequence. Not set: no correction. With sampler transformers, generate then holds the logits of all sampled tokens.",
+            "choices": ["token", "sequence"],
+        },
+    )
+    importance_sampling_cap: float = field(
+        default=2.0, metadata={"help": "Greatest weight of importance_sampling."}
     )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function; 1 each where not set."}
@@ -215,8 +242,13 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             self.data_seed = self.seed
         if self.kl_estimator not in ("k1", "k2", "k3"):
             raise ValueError(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}.")
-        if self.truncation not in ("penalty", "bootstrap"):
-            raise ValueError(f"truncation must be 'penalty' or 'bootstrap', got {self.truncation!r}.")
+        if self.truncation not in ("penalty", "bootstrap", "mask"):
+            raise ValueError(f"truncation must be 'penalty', 'bootstrap' or 'mask', got {self.truncation!r}.")
+        if self.importance_sampling not in (None, "token", "sequence"):
+            raise ValueError(
+                f"importance_sampling must be token, sequence or not set, got {self.importance_sampling!r}."
+            )
+        self._check_algorithm()
         if self.critic not in (None, "separate", "adapter", "shared"):
             raise ValueError(f"critic must be separate, adapter or shared, got {self.critic!r}.")
         for name in (
@@ -236,6 +268,9 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "kl_target",
             "kl_horizon",
             "reward_clip",
+            "overlong_buffer_length",
+            "gae_lambda_alpha",
+            "importance_sampling_cap",
             "critic_learning_rate",
         ):
             value = getattr(self, name)
@@ -270,6 +305,25 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     def generation_arguments(self) -> dict[str, Any]:
         """`generation_kwargs`, of which TrainingArguments has parsed the JSON."""
         return cast(dict[str, Any], self.generation_kwargs or {})
+
+    def _check_algorithm(self) -> None:
+        if self.critic_gae_lambda is not None and not 0 <= self.critic_gae_lambda <= 1:
+            raise ValueError(f"critic_gae_lambda must be between 0 and 1, got {self.critic_gae_lambda}.")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                "kl_target steers kl_coef, which is 0 and would stay so: set kl_coef above 0 (kl_loss_coef is fixed)."
+            )
+        if self.overlong_buffer_length is None:
+            return
+        if self.truncation != "penalty":
+            raise ValueError(
+                f"overlong_buffer_length spreads missing_eos_penalty, which truncation={self.truncation} does not charge."
+            )
+        if self.overlong_buffer_length > self.max_completion_length:
+            raise ValueError(
+                f"overlong_buffer_length={self.overlong_buffer_length} is more than "
+                f"max_completion_length={self.max_completion_length}."
+            )
 
     def _check_generation_kwargs(self) -> None:
         for name in self.generation_kwargs or {}:

@@ -28,7 +28,11 @@ class SelfCheckError(UsageError):
 
 @torch.no_grad()
 def check_sampling(
-    model: ActorCritic, sampler: Sampler, prompt_ids: list[list[int]], accelerator: Accelerator
+    model: ActorCritic,
+    sampler: Sampler,
+    prompt_ids: list[list[int]],
+    accelerator: Accelerator,
+    corrected: bool = False,
 ) -> None:
     """Sample for a few prompts, and compare the probabilities that were drawn from with those of scoring.
 
@@ -40,6 +44,7 @@ def check_sampling(
         sampler: of the rollouts.
         prompt_ids: token ids of the prompts.
         accelerator: of the training.
+        corrected: whether importance sampling makes up for a difference; it may then be as large as in bf16.
 
     Raises:
         SelfCheckError: they differ by more than rounding.
@@ -53,7 +58,7 @@ def check_sampling(
     drawn = torch.tensor([value for completion in completions for value in completion.logprobs or []])
     differences = (drawn.to(device) - scored[inputs["mask"]]).abs()
     largest, most = float(differences.max()), float(differences.quantile(QUANTILE))
-    exact = _is_exact(model, accelerator.mixed_precision)
+    exact = _is_exact(model, accelerator.mixed_precision) and not corrected
     tolerances = (FP32_TOLERANCE, FP32_QUANTILE) if exact else (BF16_TOLERANCE, BF16_QUANTILE)
     if not (largest <= tolerances[0] and most <= tolerances[1]):
         raise SelfCheckError(
@@ -80,7 +85,12 @@ FP32_GAP, BF16_GAP = 1e-3, 0.15
 
 
 def sampling_gap(
-    drawn: list[list[float]], scored: Tensor, mask: Tensor, model: nn.Module, accelerator: Accelerator
+    drawn: list[list[float]],
+    scored: Tensor,
+    mask: Tensor,
+    model: nn.Module,
+    accelerator: Accelerator,
+    corrected: bool = False,
 ) -> dict[str, float]:
     """How far the engine that sampled is from scoring, over the rollout of all processes, all of which must call.
 
@@ -90,6 +100,7 @@ def sampling_gap(
         mask: bool [B, T], True on sampled tokens.
         model: what is trained.
         accelerator: of the training.
+        corrected: whether importance sampling makes up for the difference; it may then be as large as in bf16.
 
     Returns:
         `rollout/logprob_gap_mean` and `rollout/logprob_gap_max`, in nats, and `rollout/ratio_max` of scoring over engine.
@@ -103,7 +114,8 @@ def sampling_gap(
     own = torch.stack([gaps.sum(), torch.tensor(float(len(gaps))).to(gaps), gaps.max(), log_ratios.max()])
     total, count, largest, ratio = accelerator.gather(own[None]).unbind(1)
     mean = float(total.sum() / count.sum())
-    if not mean <= (FP32_GAP if _is_exact(model, accelerator.mixed_precision) else BF16_GAP):
+    exact = _is_exact(model, accelerator.mixed_precision) and not corrected
+    if not mean <= (FP32_GAP if exact else BF16_GAP):
         raise SelfCheckError(
             f"The sampler and scoring disagree by {mean:.3g} nats a token in the mean, by {float(largest.max()):.3g} at most, about "
             "the probability of what was sampled: its weights or its temperature are not the policy's."

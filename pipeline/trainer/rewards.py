@@ -60,6 +60,27 @@ def token_rewards(
     return rewards, discounts
 
 
+def overlong_shares(rollout: Rollout, max_length: int, buffer_length: int | None) -> Tensor:
+    """Share of the missing-EOS penalty that each of B completions is charged: 1 where it was cut.
+
+    With a buffer, one that ended by itself within the last `buffer_length` tokens before the limit is charged a share that
+    rises from 0 to 1 over them (Yu et al. 2025 (DAPO), eq. 13); none otherwise.
+
+    Args:
+        rollout: B completions.
+        max_length: most tokens in a completion.
+        buffer_length: number of those last tokens; None for no such share.
+
+    Returns:
+        [B] float32, on the CPU.
+    """
+    cut = torch.tensor(rollout.truncated, dtype=torch.float32)
+    if buffer_length is None:
+        return cut
+    lengths = torch.tensor([len(ids) for ids in rollout.completion_ids])
+    return torch.maximum(cut, ((lengths - (max_length - buffer_length)) / buffer_length).clamp(0, 1))
+
+
 class RunningMoments:
     """Mean and variance of all scores so far, over all processes (Chan et al. 1979, parallel variance)."""
 

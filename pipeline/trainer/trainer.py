@@ -41,6 +41,7 @@ from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critics import RewardRole
 from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
 from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl, std_within_prompt
+from tieback.pipeline.trainer.importance import compare_with_sampler
 from tieback.pipeline.trainer.input_checks import (
     check_args,
     check_dataset,
@@ -54,8 +55,8 @@ from tieback.pipeline.trainer.passes import in_passes, row_lengths
 from tieback.pipeline.trainer.phase_times import PhaseTimes
 from tieback.pipeline.trainer.precision import attend_in_fp32, check_trained, keep_frozen_in_bf16
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
-from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling, sampling_gap
-from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, token_rewards
+from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
+from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.pipeline.trainer.sharding import (
@@ -65,12 +66,11 @@ from tieback.pipeline.trainer.sharding import (
     place_trained,
     policy_for_generation,
 )
+from tieback.pipeline.trainer.targets import make_batch, without_truncated
 from tieback.ppo_core import (
     AdaptiveKLController,
     Batch,
     FixedKLController,
-    gae,
-    kl_estimate,
     update,
 )
 from tieback.reward_model.scoring import RewardScorer
@@ -250,14 +250,15 @@ class PPOTrainer(EvaluatedTrainer):
             scored = self.score(rollout)
         with times.phase("logprobs"):
             batch = self.to_batch(scored)
-        gap = {}
-        if rollout.logprobs is not None:
-            gap = sampling_gap(rollout.logprobs, batch.old_logprobs, batch.mask, self.model, self.accelerator)
+        batch, of_the_sampler = compare_with_sampler(batch, rollout, self.model, self.accelerator, self.args)
+        learnt = batch
+        if self.args.truncation == "mask":
+            learnt = without_truncated(batch, rollout.truncated, self.accelerator)
         with times.phase("update"):
             stats = update(
                 model,
                 self.optimizer,
-                batch,
+                learnt,
                 self.args,
                 self.accelerator,
                 self.args.micro_batch_size or len(batch),
@@ -277,7 +278,7 @@ class PPOTrainer(EvaluatedTrainer):
         rollout_metrics = mean_figures(figures)
         for name, value in {
             **rollout_metrics,
-            **gap,
+            **of_the_sampler,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
             **times.figures(sum(map(len, rollout.completion_ids))),
@@ -293,7 +294,9 @@ class PPOTrainer(EvaluatedTrainer):
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
         with self._generation_model() as actor_critic:
             self.sampler.sync(actor_critic)
-            completions = self.sampler.sample(prompt_ids)
+            completions = self.sampler.sample(
+                prompt_ids, with_logprobs=self.args.importance_sampling is not None
+            )
         return make_rollout(rows, prompt_ids, completions, self.processing_class)
 
     def score(self, rollout: Rollout, training: bool = True) -> ScoredRollout:
@@ -316,32 +319,16 @@ class PPOTrainer(EvaluatedTrainer):
         if self.args.reward_clip is not None:
             scores = scores.clamp(-self.args.reward_clip, self.args.reward_clip)
         if self.args.truncation == "penalty":
-            scores = scores - self.args.missing_eos_penalty * torch.tensor(rollout.truncated, device=device)
+            scores = scores - self.args.missing_eos_penalty * overlong_shares(
+                rollout, self.args.max_completion_length, self.args.overlong_buffer_length
+            ).to(device)
         return ScoredRollout(rollout, rewards, raw_scores, scores)
 
     def to_batch(self, scored: ScoredRollout) -> Batch:
         """What `update` learns from: log-probabilities and values of the rollout, and advantages of its rewards."""
-        args, rollout = self.args, scored.rollout
-        inputs, mask = self._pack(rollout)
-        logprobs, values, ref_logprobs = self._score_tokens(inputs)
-        kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator)
-        bootstrap = None
-        if args.truncation == "bootstrap":
-            end_values = values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
-            bootstrap = torch.where(torch.tensor(rollout.truncated, device=mask.device), end_values, 0.0)
-        rewards, discounts = token_rewards(
-            scored.scores, kl, self.kl_controller.value, mask, args.gamma, bootstrap
-        )
-        advantages = gae(rewards, discounts, values, args.gae_lambda, mask)
-        return Batch(
-            inputs=inputs,
-            old_logprobs=logprobs,
-            old_values=values[:, :-1],
-            advantages=advantages,
-            returns=advantages + values[:, :-1],
-            mask=mask,
-            ref_logprobs=ref_logprobs,
-        )
+        inputs, mask = self._pack(scored.rollout)
+        kl_coef = self.kl_controller.value
+        return make_batch(scored, inputs, mask, *self._score_tokens(inputs), kl_coef, self.args)
 
     def _pack(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs of the models on the CPU, where trimming waits for no device; and the mask [B, T]."""
@@ -385,7 +372,8 @@ class PPOTrainer(EvaluatedTrainer):
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
         with self._generation_model() as actor_critic:
             self.sampler.sync(actor_critic)
-            check_sampling(actor_critic, self.sampler, prompt_ids, self.accelerator)
+            corrected = self.args.importance_sampling is not None
+            check_sampling(actor_critic, self.sampler, prompt_ids, self.accelerator, corrected)
 
     # Evaluation and logging.
 

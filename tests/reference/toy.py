@@ -65,6 +65,17 @@ def make_batch(
     )
 
 
+def with_reference_and_weights(batch: Batch, seed: int = 5) -> Batch:
+    """The same batch with a reference policy near that of the rollout, and with importance weights."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = batch.mask.shape
+    return replace(
+        batch,
+        ref_logprobs=batch.old_logprobs + torch.randn(shape, generator=generator),
+        importance_weights=2 * torch.rand(shape, generator=generator),
+    )
+
+
 def poisoned(batch: Batch, garbage: float) -> Batch:
     """The same batch with `garbage` wherever it is masked, in what the policy puts out, too."""
 
@@ -79,6 +90,7 @@ def poisoned(batch: Batch, garbage: float) -> Batch:
         returns=poison(batch.returns),
         mask=batch.mask,
         ref_logprobs=None if batch.ref_logprobs is None else poison(batch.ref_logprobs),
+        importance_weights=None if batch.importance_weights is None else poison(batch.importance_weights),
     )
 
 
