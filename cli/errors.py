@@ -13,6 +13,10 @@ class UsageError(ValueError):
     """
 
 
+class PeerFailure(RuntimeError):
+    """Another process of this run has failed, and this one cannot go on alone; the other's message says why."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says in its first line."""
     return str(error).strip().split("\n")[0]

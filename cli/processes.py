@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import psutil
 import torch
 
-from tieback.cli.errors import UsageError
+from tieback.cli.errors import PeerFailure, UsageError
 
 # So long a process that may not be the only one to fail waits for the one whose message is to be shown: the launcher,
 # which looks every tenth of a second, ends the others as soon as one has left.
@@ -37,7 +37,7 @@ def run_as_one_of_several(main: Callable[[], None]) -> NoReturn:
         leave(130)
     except Exception as error:
         if lost_another(error) or os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(SECONDS_BEHIND_ANOTHER)
+            time.sleep(SECONDS_BEHIND_ANOTHER * (2 if isinstance(error, PeerFailure) else 1))
         tell_launcher(message_of(error))
         leave(2 if isinstance(error, UsageError) else 1)
     # As the processes of multiprocessing end. Threads of torch and gloo have aborted interpreters that were torn down
@@ -68,7 +68,7 @@ def lost_another(error: Exception) -> bool:
     """Whether an error says no more than that another process is not there, or not in time."""
     # gloo raises plain RuntimeErrors.
     of_gloo = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-    return of_gloo or isinstance(error, torch.distributed.DistError)
+    return of_gloo or isinstance(error, torch.distributed.DistError | PeerFailure)
 
 
 def tell_launcher(message: str) -> None:

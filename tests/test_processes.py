@@ -114,8 +114,9 @@ def last_words(end: End) -> str:
 
 
 @pytest.mark.slow
-def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home: Path) -> None:
-    end = run_into(home, "raises")
+@pytest.mark.parametrize("config", launching.BACKENDS)
+def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home: Path, config: str) -> None:
+    end = run_into(home, "raises", "--save_strategy=no", config=config)
     assert end.status == 1
     assert end.seconds < 10
     assert last_words(end).startswith(
@@ -123,6 +124,10 @@ def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home:
     )
     assert end.screen.count("the judge broke down") == 1
     assert "another process of this run" not in end.screen
+    # What the first iteration had learnt, and was saved by nothing else, is there.
+    assert [path.name for path in whole_checkpoints(home / f"raises-{config}" / "ppo", STATE_FILE)] == [
+        "checkpoint-1"
+    ]
 
 
 @pytest.mark.slow

@@ -1,11 +1,31 @@
 """Random numbers that a part of a run draws without a trace in the rest of it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+
+def random_state(device: torch.device) -> Callable[[], None]:
+    """What brings Python, NumPy, PyTorch and the device back to where their random numbers stand now.
+
+    Args:
+        device: CPU or accelerator of this process.
+    """
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    device_state = None if module is None else module.get_rng_state(device)
+
+    def restore() -> None:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if module is not None:
+            module.set_rng_state(device_state, device)
+
+    return restore
 
 
 @contextmanager
@@ -15,11 +35,8 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
     Args:
         device: CPU or accelerator of this process.
     """
-    accelerators = [] if device.type == "cpu" else [device]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    restore = random_state(device)
     try:
-        with torch.random.fork_rng(accelerators, device_type=device.type):
-            yield
+        yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        restore()

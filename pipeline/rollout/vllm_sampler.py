@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from tieback.cli.errors import UsageError
+from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.rollout.random_state import kept_random_state
 from tieback.pipeline.rollout.sampler import Completion, cut_at_end
 from tieback.pipeline.rollout.settings import RolloutSettings
@@ -102,7 +102,7 @@ class VLLMSampler:
         """Sample one completion for each prompt (see `Sampler.sample`); the log-probabilities are always there.
 
         Raises:
-            UsageError: a prompt is longer than max_prompt_length.
+            UsageError: a prompt is longer than max_prompt_length, or the engine fails.
         """
         longest = max(map(len, prompt_ids))
         if longest > (self.settings.max_prompt_length or 0):
@@ -123,8 +123,13 @@ class VLLMSampler:
             detokenize=False,
         )
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        with torch.autocast(self.device.type, enabled=False):
-            outputs = self._engine.generate(prompts, parameters, use_tqdm=False)
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                outputs = self._engine.generate(prompts, parameters, use_tqdm=False)
+        except Exception as error:  # of the engine, whatever it is
+            raise UsageError(
+                f"vLLM failed while it sampled ({type(error).__name__}: {first_line(error)})."
+            ) from error
         completions = []
         for (output,) in (request.outputs for request in outputs):
             ids, truncated = cut_at_end(list(output.token_ids), self.end_ids)

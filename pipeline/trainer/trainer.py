@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from tieback.pipeline.interruption import InterruptCallback
 from tieback.pipeline.model_loading import loading, named_tokenizer, refuse_classifier
+from tieback.pipeline.rollout.random_state import random_state
 from tieback.pipeline.rollout.sampler import end_token_ids, make_sampler
 from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
@@ -40,6 +41,7 @@ from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_complet
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critics import RewardRole
 from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
+from tieback.pipeline.trainer.failures import checkpoint_on_failure, failing_together
 from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl, std_within_prompt
 from tieback.pipeline.trainer.importance import compare_with_sampler
 from tieback.pipeline.trainer.input_checks import (
@@ -205,6 +207,7 @@ class PPOTrainer(EvaluatedTrainer):
         )
         self.reward_moments = RunningMoments()
         self.run_state = {"kl": self.kl_controller, "reward_moments": self.reward_moments}
+        self._restore_random_state: Callable[[], None] | None = None
         self._checked = False
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._last_rollout: ScoredRollout | None = None
@@ -244,10 +247,11 @@ class PPOTrainer(EvaluatedTrainer):
             self._check_sampling(inputs)
         num_generations = self.args.num_generations
         times = PhaseTimes(self.accelerator)
-        with times.phase("generate"):
-            rollout = self.generate([row for row in inputs for _ in range(num_generations)])
-        with times.phase("score"):
-            scored = self.score(rollout)
+        with checkpoint_on_failure(self, self._restore_random_state or random_state(self.accelerator.device)):
+            with times.phase("generate"):
+                rollout = self.generate([row for row in inputs for _ in range(num_generations)])
+            with times.phase("score"):
+                scored = self.score(rollout)
         with times.phase("logprobs"):
             batch = self.to_batch(scored)
         batch, of_the_sampler = compare_with_sampler(batch, rollout, self.model, self.accelerator, self.args)
@@ -286,13 +290,15 @@ class PPOTrainer(EvaluatedTrainer):
             self._metrics[name].append(value)
         self.kl_controller.update(rollout_metrics["kl/ref"], len(batch) * self.accelerator.num_processes)
         self._last_rollout = scored
+        # Not later: a new epoch of the data draws a number before the next iteration.
+        self._restore_random_state = random_state(self.accelerator.device)
         return torch.tensor(stats.policy_loss, device=self.accelerator.device)
 
     def generate(self, rows: list[Row]) -> Rollout:
         """Sample a completion for the prompt of each row."""
         prompts = [row["prompt"] for row in rows]
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
-        with self._generation_model() as actor_critic:
+        with self._generation_model() as actor_critic, failing_together(self.accelerator):
             self.sampler.sync(actor_critic)
             completions = self.sampler.sample(
                 prompt_ids, with_logprobs=self.args.importance_sampling is not None
@@ -307,10 +313,10 @@ class PPOTrainer(EvaluatedTrainer):
             training: whether the running reward statistics take these scores in.
         """
         device = self.accelerator.device
-        rewards = torch.tensor(call_scorers(self.scorers, rollout), device=device).T
         # The slowest judge is waited for here, up to ddp_timeout: DeepSpeed has process groups with a limit of their own.
-        self.accelerator.wait_for_everyone()
-        raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
+        with failing_together(self.accelerator):
+            rewards = torch.tensor(call_scorers(self.scorers, rollout), device=device).T
+            raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
         scores = raw_scores
         if self.args.normalize_rewards:
             if training:
