@@ -24,7 +24,7 @@ pytestmark = pytest.mark.backends
 
 STEPS = 4
 
-# What the second process does when it is to judge the second batch, and the first one meanwhile.
+# What the second process does when it is to judge the third batch, and the first one meanwhile.
 JUDGE = """\
 import os, signal, time
 import torch
@@ -35,7 +35,7 @@ def judge(completions, **columns):
     global calls
     calls += 1
     trouble, first = os.environ.get("TROUBLE", ""), os.environ["RANK"] == "0"
-    if calls == 3:  # the first call is a trial
+    if calls == 3:
         if first and trouble == "dies":
             # In C++, where no Python runs, and in no collective operation that would fail.
             torch.linalg.matrix_power(torch.eye(3000), 2**60)
@@ -114,20 +114,30 @@ def last_words(end: End) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", launching.BACKENDS)
-def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home: Path, config: str) -> None:
-    end = run_into(home, "raises", "--save_strategy=no", config=config)
+def test_a_process_that_raises_ends_the_run_with_its_message_once_and_last(home: Path) -> None:
+    end = run_into(home, "raises")
     assert end.status == 1
     assert end.seconds < 10
     assert last_words(end).startswith(
         "error: The reward function `judge` raised ValueError: the judge broke down."
     )
     assert end.screen.count("the judge broke down") == 1
-    assert "another process of this run" not in end.screen
-    # What the first iteration had learnt, and was saved by nothing else, is there.
-    assert [path.name for path in whole_checkpoints(home / f"raises-{config}" / "ppo", STATE_FILE)] == [
-        "checkpoint-1"
-    ]
+    assert "another process" not in end.screen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["multi_gpu", "zero3", "fsdp2"])
+def test_after_a_process_has_raised_the_run_goes_on_from_what_was_learnt(home: Path, config: str) -> None:
+    name = f"goes-on-{config}"
+    options = ("--save_strategy=no", "--max_steps=3")
+    process = start(home, name, two_processes(home, config), *options, TROUBLE="raises")
+    assert process.wait(120) == 1
+    # Nothing else has saved the two iterations before.
+    assert [folder.name for folder in whole_checkpoints(home / name / "ppo", STATE_FILE)] == ["checkpoint-2"]
+    process = start(home, name, two_processes(home, config), *options)
+    assert process.wait(120) == 0, (home / f"{name}.log").read_text()[-2000:]
+    history = json.loads((home / name / "ppo" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "policy/loss" in entry] == [1, 2, 3]
 
 
 @pytest.mark.slow
