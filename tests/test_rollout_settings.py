@@ -28,6 +28,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"temperature": float("nan")}, "temperature must be (above 0|a number)"),
     "completion": ({"max_completion_length": 0}, "max_completion_length must be at least 1, got 0"),
     "prompt": ({"max_prompt_length": 0}, "max_prompt_length must be at least 1, got 0"),
+    "share of a GPU": (
+        {"vllm_gpu_memory_utilization": 1.5},
+        "vllm_gpu_memory_utilization must be between 0 and 1, got 1.5",
+    ),
     "JSON": ({"chat_template_kwargs": "{brief}"}, "chat_template_kwargs is not valid JSON"),
     "a list": ({"chat_template_kwargs": "[1]"}, "chat_template_kwargs must be a mapping of names to values"),
 }

@@ -285,3 +285,35 @@ def test_one_base_for_policy_and_critic_samples_with_the_policys_adapter(tmp_pat
     run = trainer(tmp_path, peft_config=config, learning_rate=3e-2, critic="adapter")
     run.train()
     assert max(entry["rollout/logprob_gap_max"] for entry in toy.iteration_logs(run)) < 1e-4
+
+
+@pytest.mark.vllm
+def test_an_engine_that_fails_ends_the_run_with_one_error_and_a_checkpoint_to_go_on_from(
+    tmp_path: Path,
+) -> None:
+    settings = {"importance_sampling": "token"}
+    straight = trainer(tmp_path / "a", **settings)
+    straight.train()
+    logs = toy.iteration_logs(straight)
+    assert all(entry["rollout/importance_weight_mean"] == pytest.approx(1, abs=1e-5) for entry in logs)
+
+    broken = trainer(tmp_path / "b", **settings)
+    sample, calls = broken.sampler.sample, 0
+
+    def breaks(*args: Any, **kwargs: Any) -> list[Completion]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # of the third rollout; the first one is the comparison with scoring
+
+            def fail(*_: Any, **__: Any) -> None:
+                raise RuntimeError("EngineCore died\nof something")
+
+            broken.sampler._engine.generate = fail
+        return sample(*args, **kwargs)
+
+    broken.sampler.sample = breaks
+    with pytest.raises(UsageError, match=r"vLLM failed while it sampled \(RuntimeError: EngineCore died\)\."):
+        broken.train()
+    resumed = trainer(tmp_path / "b", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    torch.testing.assert_close(toy.weights(resumed.model), toy.weights(straight.model), rtol=0, atol=0)

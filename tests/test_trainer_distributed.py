@@ -214,6 +214,7 @@ def test_every_role_is_sharded_where_the_policy_is(backend: str, two: list[Resul
 
 
 def test_frozen_models_are_whole_where_that_is_asked_for(backend: str, two: list[Results]) -> None:
+    """With replicate_frozen_models, in workers/sharding_checks.py."""
     for results in two:
         replicated = results["sharding"]["replicated"]
         assert replicated["shares"]["reference"] == replicated["shares"]["reward"] == 1

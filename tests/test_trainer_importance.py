@@ -3,17 +3,14 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import test_optimum as language
 import torch
 import toy
 from accelerate import Accelerator
-from datasets import Dataset
 from torch import Tensor
 
-from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.importance import importance_figures, importance_weights
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
 from tieback.ppo_core import Batch, PolicyOutputs, PPOHyperparameters, ppo_terms
@@ -114,49 +111,32 @@ def test_an_engine_whose_temperature_is_off_by_5_percent_moves_the_policy_and_we
     assert abs(lost["sequence"]) < 1e-9
 
 
-def off_by_five_percent(folder: Path, **settings: Any) -> tuple[PPOTrainer, torch.nn.Module]:
-    """PPO on the enumerable language of test_optimum, whose sampler has a temperature of 0.95 instead of 1."""
-    torch.manual_seed(0)
-    vocabulary = {"vocab_size": len(language.WORDS), "eos_token_id": language.END, "pad_token_id": 0}
-    policy = toy.LlamaForCausalLM(toy.config(**vocabulary, max_position_embeddings=16))
-    args = PPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=256, max_steps=40,
-        max_completion_length=language.LENGTH, num_minibatches=2, num_ppo_epochs=4, kl_coef=language.BETA,
-        missing_eos_penalty=language.PENALTY, learning_rate=3e-3, gae_lambda=1.0, vf_coef=0.5, value_clip_range=None,
-        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, seed=0, **settings,
-    )  # fmt: skip
-    prompts = Dataset.from_dict({"prompt": ["q"] * 256})
-    trainer = PPOTrainer(policy, language.reward, args, prompts, None, language.six_words())
-    trainer.sampler.config.temperature = 0.95
-    return trainer, policy
-
-
 def test_ppo_with_an_engine_that_is_off_reaches_the_optimum_with_weights_and_is_refused_without(
     tmp_path: Path,
 ) -> None:
-    trainer, _ = off_by_five_percent(tmp_path / "without")
+    trainer = language.language_trainer(tmp_path / "without")
+    trainer.sampler.config.temperature = 0.95
     with pytest.raises(SelfCheckError, match="disagree"):
         trainer.train()
 
-    trainer, policy = off_by_five_percent(tmp_path / "with", importance_sampling="sequence")
-    prompt = language.six_words()("q")["input_ids"]
-    log_reference = language.log_distribution(policy, prompt)
-    rewards = torch.tensor(
-        [
-            language.reward_of(ids) - language.PENALTY * (ids[-1] != language.END)
-            for ids in language.all_responses()
-        ],
-        dtype=torch.float64,
-    )
-    trainer.train()
-    log_policy = language.log_distribution(policy, prompt)
-    best = language.BETA * torch.logsumexp(log_reference + rewards / language.BETA, dim=0)
-    reached = (log_policy.exp() * (rewards - language.BETA * (log_policy - log_reference))).sum()
-    assert reached >= 0.98 * best
+    trainer = language.language_trainer(tmp_path / "with", importance_sampling="sequence")
+    trainer.sampler.config.temperature = 0.95
+    assert language.train_and_compare(trainer)[1] >= 0.98
     logs = toy.iteration_logs(trainer)
     # The mean of π / μ over what μ has drawn is 1, but for chance and the cap.
-    assert sum(log["rollout/importance_weight_mean"] for log in logs) / len(logs) == pytest.approx(
-        1, abs=0.01
-    )
+    mean = sum(log["rollout/importance_weight_mean"] for log in logs) / len(logs)
+    assert mean == pytest.approx(1, abs=0.01)
     assert logs[0]["rollout/logprob_gap_mean"] > 1e-3
     assert all(log["rollout/importance_capped_fraction"] == 0 for log in logs)
+
+
+def test_the_cap_of_a_run_is_that_of_its_settings(tmp_path: Path) -> None:
+    trainer = language.language_trainer(
+        tmp_path, importance_sampling="token", importance_sampling_cap=1.0, max_steps=1
+    )
+    trainer.sampler.config.temperature = 0.95
+    trainer.train()
+    (log,) = toy.iteration_logs(trainer)
+    # About half of the tokens are likelier by the policy than by the sampler, and none counts for more than 1.
+    assert 0.2 < log["rollout/importance_capped_fraction"] < 0.8
+    assert log["rollout/importance_weight_mean"] < 1

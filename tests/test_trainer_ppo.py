@@ -235,13 +235,18 @@ def test_processes_meet_after_their_judges_and_before_anything_else(
         return toy.id_reward(completion_ids)
 
     trainer = toy.ppo_trainer(tmp_path, judge, max_steps=1)
-    score_tokens = trainer._score_tokens
-    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: seen.append("meet"))
+    score_tokens, reduce = trainer._score_tokens, trainer.accelerator.reduce
+    monkeypatch.setattr(
+        trainer.accelerator,
+        "reduce",
+        lambda *given, **named: (seen.append("meet"), reduce(*given, **named))[1],
+    )
     monkeypatch.setattr(
         trainer, "_score_tokens", lambda inputs: (seen.append("forward"), score_tokens(inputs))[1]
     )
     trainer.train()
-    assert seen[:3] == ["judge", "meet", "forward"]
+    # The first time is after sampling.
+    assert seen[:4] == ["meet", "judge", "meet", "forward"]
 
 
 def test_dropout_that_stays_on_ends_the_run_with_an_error_that_names_it(tmp_path: Path) -> None:
