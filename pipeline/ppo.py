@@ -79,6 +79,12 @@ class PPOArguments:
             "help": "Reward models (folder or hub name; {run_dir} for this run's folder) and reward functions (module:function); <run_dir>/reward where not set."
         },
     )
+    judge_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward models and functions, named as in reward_funcs, that score evaluations during training and take no part in it: a second opinion on what the reward has become. metric_for_best_model: judge/mean chooses by them."
+        },
+    )
     critic_init: str = field(
         default="reward",
         metadata={
@@ -153,6 +159,10 @@ def make_trainer(
     base = base_of_adapter(policy, peft_config)
     names = reward_names(ppo_args, run)
     rewards = [load_scorer(name, args.per_device_eval_batch_size, base=base) for name in names]
+    judges = [
+        load_scorer(folder_of(run.within(name)), args.per_device_eval_batch_size, setting="judge_funcs")
+        for name in ppo_args.judge_funcs or []
+    ]
     prompts, counts = load_prompts(
         "ppo",
         ppo_args.dataset_name,
@@ -177,6 +187,7 @@ def make_trainer(
         processing_class=tokenizer,
         value_model=critic_to_start_from(ppo_args, rewards),
         peft_config=peft_config,
+        judge_funcs=judges or None,
     )
     return trainer, counts["left_out"]
 

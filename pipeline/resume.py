@@ -55,7 +55,8 @@ FREE = frozenset(
             "eval_accumulation_steps",
         ),
         *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
-        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience"),
+        "judge_funcs",
         *("do_train", "do_eval", "do_predict"),
         # Where and how it is computed; the batch of all processes together, the
         # precision and the backend are compared.

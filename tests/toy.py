@@ -136,6 +136,7 @@ def ppo_trainer(
     reward_processing_classes: Any = None,
     peft_config: Any = None,
     callbacks: Any = None,
+    judge_funcs: Any = None,
     **settings: Any,
 ) -> PPOTrainer:
     """A PPOTrainer of two iterations of eight completions, two epochs and two minibatches each."""
@@ -165,6 +166,7 @@ def ppo_trainer(
         value_model,
         callbacks=callbacks,
         peft_config=peft_config,
+        judge_funcs=judge_funcs,
     )
 
 

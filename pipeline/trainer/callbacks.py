@@ -4,7 +4,13 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -16,6 +22,7 @@ from tieback.pipeline.trl_internals import print_prompt_completions_sample
 # Figures of the progress line, in its order, with the names that fit on it.
 SHOWN = {
     "reward/mean": "reward",
+    "judge/mean": "judge",
     "kl/ref": "kl",
     "policy/entropy": "entropy",
     "policy/clip_fraction": "clipped",
@@ -47,6 +54,12 @@ class PPOProgressCallback(ProgressCallback):
             evaluation = f"evaluation {prefix.removeprefix('eval').strip('_')}".strip()
             where = evaluation if prefix else f"iteration {state.global_step}"
             self.training_bar.write(f"{where:>14}  " + "  ".join(figures))
+
+
+def early_stopping(args: PPOConfig) -> list[TrainerCallback]:
+    """The callback that ends a training whose evaluations no longer become better, where that is asked for."""
+    patience = args.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
 def show_completions(

@@ -201,6 +201,12 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "help": "Figure of evaluation that the best checkpoint is chosen by, or a schedule follows, such as reward/mean (where not set) or, of several data sets, <name>_reward/mean."
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the training where metric_for_best_model has not become better for so many evaluations; load_best_model_at_end then brings back the best policy. Never where not set."
+        },
+    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last, smaller batch of an epoch."}
     )
@@ -236,6 +242,9 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             # PyTorch would wait for a smaller figure.
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode} | cast(dict[str, Any], self.lr_scheduler_kwargs or {})
+        if self.early_stopping_patience is not None:
+            # Or a resumed run would count anew.
+            self.restore_callback_states_from_checkpoint = True
         check_supported(self)
         check_available(self)
         if self.data_seed is None:
@@ -269,6 +278,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "kl_horizon",
             "reward_clip",
             "overlong_buffer_length",
+            "early_stopping_patience",
             "gae_lambda_alpha",
             "importance_sampling_cap",
             "critic_learning_rate",
@@ -299,7 +309,8 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     def chooses_by_metric(self) -> bool:
         """Whether checkpoints or learning rates depend on a figure of evaluation."""
         follows = self.lr_scheduler_type in SCHEDULES_ON_A_METRIC
-        return follows or self.load_best_model_at_end or self.save_strategy == "best"
+        stops = self.early_stopping_patience is not None
+        return follows or stops or self.load_best_model_at_end or self.save_strategy == "best"
 
     @property
     def generation_arguments(self) -> dict[str, Any]:

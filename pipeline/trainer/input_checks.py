@@ -13,7 +13,6 @@ from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.rollout.texts import encode_prompts
 from tieback.pipeline.scorers import REWARD_ARGUMENTS
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.figures import figure_names
 
 
 def check_args(args: Any) -> None:
@@ -158,14 +157,14 @@ def check_prompt(
 
 
 def check_evaluation(
-    args: PPOConfig, sets: Dataset | dict[str, Dataset] | None, reward_names: Sequence[str]
+    args: PPOConfig, sets: Dataset | dict[str, Dataset] | None, figures: Sequence[str]
 ) -> None:
     """Check that there is something to evaluate on where that is asked for, and a figure to choose the best model by.
 
     Args:
         args: settings.
         sets: evaluation data, one set or several by name.
-        reward_names: names under which rewards are logged.
+        figures: names of the figures of an evaluation.
 
     Raises:
         UsageError: there is no data, no evaluation for what depends on one, or no figure that is named as
@@ -179,12 +178,12 @@ def check_evaluation(
         )
     if not evaluates and args.chooses_by_metric:
         raise UsageError(
-            "load_best_model_at_end, save_strategy=best and schedules that follow a metric need evaluations during "
+            "load_best_model_at_end, early_stopping_patience, save_strategy=best and schedules that follow a metric need evaluations during "
             "training: set eval_strategy, with an eval_dataset (the stage: num_eval_prompts)."
         )
     metric = args.metric_for_best_model
     parts = [f"{name}_" for name in sets] if isinstance(sets, dict) else [""]
-    known = [part + figure for part in parts for figure in figure_names(reward_names)]
+    known = [part + figure for part in parts for figure in figures]
     if evaluates and metric is not None and metric.removeprefix("eval_") not in known:
         raise UsageError(
             f"metric_for_best_model={metric}: evaluation gives {', '.join(known)}. Name one of these."

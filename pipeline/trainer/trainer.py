@@ -37,12 +37,17 @@ from tieback.pipeline.scorers import (
     unique_reward_names,
 )
 from tieback.pipeline.trainer.actor_critic import ActorCritic
-from tieback.pipeline.trainer.callbacks import PPOProgressCallback, show_completions
+from tieback.pipeline.trainer.callbacks import PPOProgressCallback, early_stopping, show_completions
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.critics import RewardRole
 from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
 from tieback.pipeline.trainer.failures import checkpoint_on_failure, failing_together
-from tieback.pipeline.trainer.figures import mean_figures, rollout_figures, sequence_kl, std_within_prompt
+from tieback.pipeline.trainer.figures import (
+    figure_names,
+    mean_figures,
+    rollout_figures,
+    sequence_kl,
+    std_within_prompt,
+)
 from tieback.pipeline.trainer.importance import compare_with_sampler
 from tieback.pipeline.trainer.input_checks import (
     check_args,
@@ -51,11 +56,13 @@ from tieback.pipeline.trainer.input_checks import (
     check_policy,
     check_train_set,
 )
+from tieback.pipeline.trainer.judges import Judges
 from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_actor_critic
 from tieback.pipeline.trainer.optimizer import optimizer_groups
 from tieback.pipeline.trainer.passes import in_passes, row_lengths
 from tieback.pipeline.trainer.phase_times import PhaseTimes
-from tieback.pipeline.trainer.precision import attend_in_fp32, check_trained, keep_frozen_in_bf16
+from tieback.pipeline.trainer.placement import place_models
+from tieback.pipeline.trainer.precision import check_trained
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares
@@ -63,9 +70,6 @@ from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.pipeline.trainer.sharding import (
     check_backend,
-    place_reference,
-    place_reward_model,
-    place_trained,
     policy_for_generation,
 )
 from tieback.pipeline.trainer.targets import make_batch, without_truncated
@@ -102,6 +106,7 @@ class PPOTrainer(EvaluatedTrainer):
         callbacks: further callbacks.
         optimizers: an optimiser and a schedule of your own.
         peft_config: adapter to train; the reference is then the policy with the adapter off.
+        judge_funcs: like `reward_funcs`: they score what `evaluate` samples, and take no part in training.
     """
 
     args: PPOConfig
@@ -123,6 +128,7 @@ class PPOTrainer(EvaluatedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
+        judge_funcs: RewardSource | Sequence[RewardSource] | None = None,
     ):
         args = PPOConfig() if args is None else args
         check_args(args)
@@ -161,7 +167,9 @@ class PPOTrainer(EvaluatedTrainer):
             check_call(self.scorers, name, dataset)
         self.reward_names = unique_reward_names(self.scorers)
         self.reward_weights = read_weights(args.reward_weights, self.scorers)
-        check_evaluation(args, eval_sets, self.reward_names)
+        self.judges = Judges(judge_funcs, args.per_device_eval_batch_size)
+        self.judges.check(by_name("eval_dataset", eval_sets))
+        check_evaluation(args, eval_sets, [*figure_names(self.reward_names), *self.judges.figure_names])
 
         self.inputs = input_digests(model, value_model, self.scorers, tokenizer, train_set, peft_config)
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
@@ -174,7 +182,7 @@ class PPOTrainer(EvaluatedTrainer):
             train_dataset=train_set,
             eval_dataset=eval_sets,
             processing_class=tokenizer,
-            callbacks=[*(callbacks or []), self.interrupt],
+            callbacks=[*(callbacks or []), *early_stopping(args), self.interrupt],
             optimizers=optimizers,
         )
         # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
@@ -186,20 +194,13 @@ class PPOTrainer(EvaluatedTrainer):
             self.add_callback(PPOProgressCallback())
         self.remove_callback(PrinterCallback)
 
-        for module in (trained, reference, *(scorer.model for scorer in reward_models)):
-            if isinstance(module, nn.Module):
-                keep_frozen_in_bf16(module, self.accelerator)
-                attend_in_fp32(module, self.accelerator)
-        replicate = args.replicate_frozen_models
-        self.reference = (
-            None if reference is None else place_reference(reference, self.accelerator, replicate)
+        self.reference = place_models(
+            trained,
+            reference,
+            [*reward_models, *self.judges.models],
+            self.accelerator,
+            args.replicate_frozen_models,
         )
-        for scorer in reward_models:
-            scorer.autocast = self.accelerator.autocast
-            if isinstance(scorer.model, RewardRole):
-                continue  # it has come with the policy
-            scorer.model = place_reward_model(scorer.model, self.accelerator, replicate)
-        place_trained(trained, self.accelerator)
         self.kl_controller = (
             FixedKLController(args.kl_coef)
             if args.kl_target is None
@@ -388,7 +389,10 @@ class PPOTrainer(EvaluatedTrainer):
         scored = self.score(self.generate(rows), training=False)
         inputs, mask = self._pack(scored.rollout)
         logprobs, _, ref_logprobs = self._score_tokens(inputs)
-        return rollout_figures(scored, sequence_kl(logprobs, ref_logprobs, mask), self.reward_names)
+        with failing_together(self.accelerator):
+            judged = self.judges.judge(scored.rollout, self.accelerator.device)
+        kl = sequence_kl(logprobs, ref_logprobs, mask)
+        return rollout_figures(scored, kl, self.reward_names) | judged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the PPO metrics since the last log line in place of Trainer's own loss."""
