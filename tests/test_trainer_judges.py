@@ -124,7 +124,8 @@ def test_a_judge_that_cannot_be_called_and_a_figure_that_is_not_there_are_refuse
     ):
         judging(tmp_path, length_judge, **EVALUATES, metric_for_best_model="judge/other")
     with pytest.raises(
-        UsageError, match="early_stopping_patience, save_strategy=best and schedules that follow a metric need"
+        UsageError,
+        match="early_stopping_patience, save_strategy=best and schedules that follow a metric need",
     ):
         judging(tmp_path, length_judge, early_stopping_patience=2)
     with pytest.raises(ValueError, match="early_stopping_patience must be above 0"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from tieback.pipeline.report.examples import examples_html
 from tieback.pipeline.report.html_parts import escape, number, plain_table
+from tieback.pipeline.report.judging import judged_html
 from tieback.pipeline.report.training import (
     earlier_stages_html,
     ppo_html,
@@ -107,6 +108,7 @@ def render(report: Report) -> str:
         _rounds(report.rounds),
         examples_html(report.pairs, report.judge, report.num_examples, report.seed),
         ppo_html(ppo_history),
+        judged_html(ppo_history),
         reward_against_kl_html(ppo_history, report.frontier, report.reward_name),
         earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics, report.ranked_by),
         tie_back_html(ppo_history, report.pong_history),
