@@ -17,6 +17,10 @@ PROGRAMS = {
         "tieback.pipeline.preflight",
         "what a short trial says of a run of PPO, before it is started",
     ),
+    "replay": (
+        "tieback.pipeline.replay",
+        "saved rollouts of PPO: figures computed again, and a page by token",
+    ),
     "report": ("tieback.pipeline.report", "the report of a run anew, or of several runs side by side"),
     "gridworld": ("tieback.classic_rl.gridworld", "Q-learning in a 3x3 grid"),
     "cartpole": ("tieback.classic_rl.cartpole", "CartPole by Double DQN, or by PPO"),

@@ -180,6 +180,12 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "help": "Hold reference and reward models whole on each process under FSDP 2 and ZeRO-3, which saves communication and costs memory; they are sharded like the policy where not set."
         },
     )
+    rollout_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that the tokens of each iteration are written to, with their log-probabilities, values, rewards and advantages, for `tieback replay`; nowhere where not set. It takes about 30 bytes a token, as many in each row as in the longest, and the texts."
+        },
+    )
     log_completions: bool = field(
         default=False, metadata={"help": "Print a table of completions whenever metrics are logged."}
     )

@@ -67,6 +67,7 @@ from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares
 from tieback.pipeline.trainer.run_identity import input_digests
+from tieback.pipeline.trainer.saved_rollouts import save_rollout
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.pipeline.trainer.sharding import (
     check_backend,
@@ -256,6 +257,17 @@ class PPOTrainer(EvaluatedTrainer):
         with times.phase("logprobs"):
             batch = self.to_batch(scored)
         batch, of_the_sampler = compare_with_sampler(batch, rollout, self.model, self.accelerator, self.args)
+        if self.args.rollout_dir is not None:
+            save_rollout(
+                scored,
+                batch,
+                self.state.global_step + 1,
+                self.accelerator.process_index,
+                self.kl_controller.value,
+                self.reward_names,
+                self.processing_class,
+                self.args,
+            )
         learnt = batch
         if self.args.truncation == "mask":
             learnt = without_truncated(batch, rollout.truncated, self.accelerator)
