@@ -75,7 +75,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words[0] = words[0].removeprefix(".venv/bin/") if words[0].endswith("/tieback") else words[0]
     if words[0] == "tieback" and words[1] in PROGRAMS and words[1] != "rlhf":
         module = PROGRAMS[words[1]][0].removeprefix("tieback.")
-        by_script = module.startswith("pipeline.") and words[1] not in ("label", "report")
+        by_script = module.startswith("pipeline.") and words[1] not in ("label", "report", "replay")
         words[:2] = [module.replace(".", "/") + ".py"] if by_script else ["-m", module]
     script = next((word for word in words if re.fullmatch(r"pipeline/\w+\.py", word)), None)
     if script:
@@ -101,8 +101,13 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all((ROOT / word).is_file() for word in words if word.startswith("tests/"))
     elif "pipeline.label" in words:
         parse_flags(LabelArguments, "label", words[words.index("pipeline.label") + 1 :])
-    elif "pipeline.report" in words:
-        assert not [word for word in words if word.startswith("-") and word not in ("-m", "--output")]
+    elif {"pipeline.report", "pipeline.replay"} & set(words):
+        known = (
+            "-m",
+            "--output",
+            *(("--log", "--iteration", "--rows") if "pipeline.replay" in words else ()),
+        )
+        assert not [word for word in words if word.startswith("-") and word not in known]
     elif "rlhf" in words:
         flags = words[words.index("rlhf") + 1 :]
         parse_flags(RlhfArguments, "tieback rlhf", flags[: flags.index("--")] if "--" in flags else flags)
