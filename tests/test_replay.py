@@ -51,7 +51,10 @@ def run(capsys: pytest.CaptureFixture[str], *flags: object) -> tuple[int, str, s
     return status, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "what the sampler tells")) for name in VARIANTS],
+)
 def test_every_figure_of_the_rollout_comes_out_of_the_files(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

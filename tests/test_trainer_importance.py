@@ -97,6 +97,7 @@ def test_with_weights_by_sequence_the_expected_gradient_is_that_of_the_policy() 
     assert 0.02 < errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_an_engine_whose_temperature_is_off_by_5_percent_moves_the_policy_and_weights_bring_it_back() -> None:
     best = climbed(1.0, None)
     moved, lost = {}, {}
@@ -111,6 +112,7 @@ def test_an_engine_whose_temperature_is_off_by_5_percent_moves_the_policy_and_we
     assert abs(lost["sequence"]) < 1e-9
 
 
+@pytest.mark.slow
 def test_ppo_with_an_engine_that_is_off_reaches_the_optimum_with_weights_and_is_refused_without(
     tmp_path: Path,
 ) -> None:
