@@ -46,6 +46,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"truncation": "ignore"},
         r"truncation must be 'penalty', 'bootstrap' or 'mask', got 'ignore'",
     ),
+    "extra_critic_epochs": (
+        {"extra_critic_epochs": 1, "vf_coef": 0.0},
+        r"extra_critic_epochs trains the critic alone, but vf_coef is 0",
+    ),
+    "critic_warmup_patience": (
+        {"critic_warmup_patience": 2},
+        r"critic_warmup_patience ends a warm-up sooner, but critic_warmup_iterations is 0",
+    ),
     "critic_gae_lambda": ({"critic_gae_lambda": 1.5}, r"critic_gae_lambda must be between 0 and 1, got 1.5"),
     "gae_lambda_alpha": ({"gae_lambda_alpha": 0.0}, r"gae_lambda_alpha must be above 0, got 0.0"),
     "importance_sampling": (

@@ -106,6 +106,7 @@ def test_the_checkpoint_holds_critic_optimiser_coefficient_and_reward_statistics
     files, identity = saved.pop("files"), saved.pop("identity")
     assert identity["settings"]["learning_rate"] == 1e-2
     assert identity["inputs"]["reward_funcs"] == ["toy:id_reward"]
+    assert set(saved.pop("critic_warmup")) == {"best", "without_rise"}
     assert saved == {"kl": expected["kl"], "reward_moments": expected["moments"]}
     assert {"model.safetensors", "value_model/model.safetensors", "optimizer.pt", "rng_state.pth"} <= set(
         files

@@ -20,7 +20,7 @@ from tieback.pipeline.trainer.run_identity import input_digests, seed_of_process
 
 BEFORE: dict[str, Any] = {
     **{"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01},
-    "max_prompt_length": 45,
+    **{"max_prompt_length": 45, "critic_warmup_iterations": 1},
 }
 
 # Another value for each setting that what is learnt depends on.
@@ -29,6 +29,8 @@ MATTERS: dict[str, Any] = {
     "critic_learning_rate": 5e-3,
     "critic": "shared",
     "critic_warmup_iterations": 3,
+    "critic_warmup_patience": 2,
+    "extra_critic_epochs": 1,
     "lr_scheduler_type": "cosine",
     "lr_scheduler_kwargs": {"last_epoch": -1},
     "warmup_steps": 2,

@@ -255,7 +255,8 @@ class CheckpointedTrainer(ResumableTrainer):
             state = read_state(checkpoint)
             for name, part in self.run_state.items():
                 # A named kl_coef is where the adaptive one begins again.
-                if not (name == "kl" and "kl_coef" in self._changed):
+                # An earlier version had no such part.
+                if name in state and not (name == "kl" and "kl_coef" in self._changed):
                     part.load_state_dict(state[name])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

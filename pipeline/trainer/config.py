@@ -71,6 +71,18 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
     critic_warmup_iterations: int = field(
         default=0, metadata={"help": "First iterations in which only the critic learns."}
     )
+    critic_warmup_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End that warm-up sooner: when value/explained_variance has not risen by more than 0.01 for so many iterations."
+        },
+    )
+    extra_critic_epochs: int = field(
+        default=0,
+        metadata={
+            "help": "Further passes over each rollout, after those of num_ppo_epochs, in which only the critic learns."
+        },
+    )
     adam_epsilon: float = field(
         default=1e-5, metadata={"help": "Epsilon of Adam (1e-5 in InstructGPT's and OpenAI's PPO)."}
     )
@@ -270,6 +282,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "kl_coef",
             "missing_eos_penalty",
             "critic_warmup_iterations",
+            "extra_critic_epochs",
             "num_completions_to_print",
         ):
             if not 0 <= getattr(self, name) < math.inf:
@@ -285,6 +298,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "reward_clip",
             "overlong_buffer_length",
             "early_stopping_patience",
+            "critic_warmup_patience",
             "gae_lambda_alpha",
             "importance_sampling_cap",
             "critic_learning_rate",
@@ -329,6 +343,14 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(
                 "kl_target steers kl_coef, which is 0 and would stay so: set kl_coef above 0 (kl_loss_coef is fixed)."
+            )
+        if self.extra_critic_epochs and self.vf_coef == 0:
+            raise ValueError(
+                "extra_critic_epochs trains the critic alone, but vf_coef is 0: nothing would be learnt."
+            )
+        if self.critic_warmup_patience is not None and not self.critic_warmup_iterations:
+            raise ValueError(
+                "critic_warmup_patience ends a warm-up sooner, but critic_warmup_iterations is 0: set that to the most iterations."
             )
         if self.overlong_buffer_length is None:
             return

@@ -13,13 +13,13 @@ from tieback.pipeline.rollout.responses import equal_share
 from tieback.pipeline.scorers import Scorer, check_call
 from tieback.pipeline.trainer.figures import mean_figures
 from tieback.pipeline.trainer.input_checks import check_dataset
+from tieback.pipeline.trainer.logged import LoggedTrainer
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets
-from tieback.pipeline.trainer.uploads import UploadingTrainer
 
 Row = dict[str, Any]
 
 
-class EvaluatedTrainer(UploadingTrainer):
+class EvaluatedTrainer(LoggedTrainer):
     """A Trainer whose evaluation completes prompts and scores the completions.
 
     Attributes:

@@ -1,7 +1,6 @@
 """PPOTrainer: Transformers' Trainer outside, the phases of PPO inside. One Trainer step is one PPO iteration."""
 
-import math
-from collections import defaultdict
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,8 +36,9 @@ from tieback.pipeline.scorers import (
     unique_reward_names,
 )
 from tieback.pipeline.trainer.actor_critic import ActorCritic
-from tieback.pipeline.trainer.callbacks import PPOProgressCallback, early_stopping, show_completions
+from tieback.pipeline.trainer.callbacks import PPOProgressCallback, early_stopping
 from tieback.pipeline.trainer.config import PPOConfig
+from tieback.pipeline.trainer.critic_warmup import CriticWarmup
 from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
 from tieback.pipeline.trainer.failures import checkpoint_on_failure, failing_together
 from tieback.pipeline.trainer.figures import (
@@ -78,6 +78,7 @@ from tieback.ppo_core import (
     AdaptiveKLController,
     Batch,
     FixedKLController,
+    PPOStats,
     update,
 )
 from tieback.reward_model.scoring import RewardScorer
@@ -208,11 +209,14 @@ class PPOTrainer(EvaluatedTrainer):
             else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
         )
         self.reward_moments = RunningMoments()
-        self.run_state = {"kl": self.kl_controller, "reward_moments": self.reward_moments}
+        self.critic_warmup = CriticWarmup(args.critic_warmup_iterations, args.critic_warmup_patience)
+        self.run_state = {
+            "kl": self.kl_controller,
+            "reward_moments": self.reward_moments,
+            "critic_warmup": self.critic_warmup,
+        }
         self._restore_random_state: Callable[[], None] | None = None
         self._checked = False
-        self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._last_rollout: ScoredRollout | None = None
 
     # What Trainer asks for.
 
@@ -272,17 +276,11 @@ class PPOTrainer(EvaluatedTrainer):
         if self.args.truncation == "mask":
             learnt = without_truncated(batch, rollout.truncated, self.accelerator)
         with times.phase("update"):
-            stats = update(
-                model,
-                self.optimizer,
-                learnt,
-                self.args,
-                self.accelerator,
-                self.args.micro_batch_size or len(batch),
-                generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step),
-                value_only=self.state.global_step < self.args.critic_warmup_iterations,
-                lengths=row_lengths(batch.inputs, self.args.micro_batch_size, self.accelerator.device),
-            )
+            value_only = self.critic_warmup.active(self.state.global_step)
+            stats = self._update(learnt, self.args.num_ppo_epochs, 1_000_003, value_only)
+            if self.args.extra_critic_epochs:
+                self._update(learnt, self.args.extra_critic_epochs, 1_000_033, value_only=True)
+        self.critic_warmup.update(stats.explained_variance)
         if not self._checked:
             check_ratio(stats.max_abs_log_ratio_first, self.model, self.accelerator.mixed_precision)
             self._checked = True
@@ -293,19 +291,34 @@ class PPOTrainer(EvaluatedTrainer):
             figures["reward/std_within_prompt"] = std_within_prompt(scored.raw_scores, num_generations)
         figures = self.accelerator.gather(figures)
         rollout_metrics = mean_figures(figures)
-        for name, value in {
+        metrics = {
             **rollout_metrics,
             **of_the_sampler,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
             **times.figures(sum(map(len, rollout.completion_ids))),
-        }.items():
-            self._metrics[name].append(value)
+        }
+        self.note(metrics, scored)
         self.kl_controller.update(rollout_metrics["kl/ref"], len(batch) * self.accelerator.num_processes)
-        self._last_rollout = scored
         # Not later: a new epoch of the data draws a number before the next iteration.
         self._restore_random_state = random_state(self.accelerator.device)
         return torch.tensor(stats.policy_loss, device=self.accelerator.device)
+
+    def _update(self, batch: Batch, epochs: int, factor: int, value_only: bool) -> PPOStats:
+        """`update` with so many epochs, whose minibatches are drawn by the seed times `factor` and by the iteration."""
+        hyper = copy.copy(self.args)
+        hyper.num_ppo_epochs = epochs
+        return update(
+            self.model_wrapped,
+            self.optimizer,
+            batch,
+            hyper,
+            self.accelerator,
+            self.args.micro_batch_size or len(batch),
+            generator=torch.Generator().manual_seed(self.args.seed * factor + self.state.global_step),
+            value_only=value_only,
+            lengths=row_lengths(batch.inputs, self.args.micro_batch_size, self.accelerator.device),
+        )
 
     def generate(self, rows: list[Row]) -> Rollout:
         """Sample a completion for the prompt of each row."""
@@ -394,7 +407,7 @@ class PPOTrainer(EvaluatedTrainer):
             corrected = self.args.importance_sampling is not None
             check_sampling(actor_critic, self.sampler, prompt_ids, self.accelerator, corrected)
 
-    # Evaluation and logging.
+    # Evaluation.
 
     def figures(self, rows: list[Row]) -> dict[str, Tensor]:
         """Complete and score B prompt rows; each figure [B], by its name in the log."""
@@ -405,23 +418,3 @@ class PPOTrainer(EvaluatedTrainer):
             judged = self.judges.judge(scored.rollout, self.accelerator.device)
         kl = sequence_kl(logprobs, ref_logprobs, mask)
         return rollout_figures(scored, kl, self.reward_names) | judged
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means of the PPO metrics since the last log line in place of Trainer's own loss."""
-        if "learning_rate" in logs:
-            logs.pop("loss", None)
-            logs.pop("grad_norm", None)
-            for name, values in self._metrics.items():
-                finite = [value for value in values if math.isfinite(value)]
-                if finite:
-                    logs[name] = sum(finite) / len(finite)
-            self._metrics.clear()
-            if self._last_rollout is not None and self.is_world_process_zero():
-                show_completions(
-                    self.callback_handler.callbacks,
-                    self._last_rollout,
-                    self.reward_names,
-                    self.state.global_step,
-                    self.args,
-                )
-        super().log(logs, start_time)
