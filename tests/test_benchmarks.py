@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import memory_estimate, side_by_side
+from benchmarks import memory_estimate, overoptimization, side_by_side
 from benchmarks.pong_learning import Run, figures_of, mean_curve
 from benchmarks.side_by_side import ours, peer, take_turns, tell
+from tieback.pipeline.report.judging import Evaluation
 
 ROOT = Path(__file__).parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
@@ -81,6 +82,7 @@ def in_workers(code: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_case_of_varied_lengths_has_the_lengths_that_it_says() -> None:
     """EOS with a chance of 1/16 at each token, whatever came before; and a token of text is a token of the model."""
     found = in_workers("""
@@ -187,3 +189,22 @@ def test_what_is_alive_in_a_run_is_what_was_estimated(tmp_path: Path) -> None:
     for kind in ("whole", "lora"):
         assert 0.75 < figures[f"ratio/given_back_9m_{kind}"] < 1.33
         assert figures[f"kept_mib/9m_{kind}"] > 0.95 * figures[f"given_back_mib/9m_{kind}"]
+
+
+def test_over_optimisation_is_told_by_where_the_judge_was_highest_and_where_each_run_ended(
+    tmp_path: Path,
+) -> None:
+    plain = [Evaluation(5, 1.0, 0.2, 0.7), Evaluation(10, 4.0, 0.6, 0.9), Evaluation(15, 9.0, 1.1, 0.5)]
+    found = {"plain": plain, "guarded": [*plain[:2], Evaluation(15, 6.0, 0.8, 0.8)]}
+    assert overoptimization.figures_of(found) == {
+        "training/judge_best": 0.9,
+        "training/iteration_of_best": 10,
+        "training/judge_at_the_end": 0.5,
+        "training/reward_at_best": 0.6,
+        "training/reward_at_the_end": 1.1,
+        "training/kl_at_the_end": 9.0,
+        "training/iterations_guarded": 15,
+        "training/judge_kept": 0.9,
+    }
+    overoptimization.draw(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

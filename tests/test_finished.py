@@ -104,6 +104,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 def test_no_stage_touches_a_finished_run_unless_it_is_told_to(tmp_path: Path) -> None:
     for stage in STAGES:
         run(stage, tmp_path)

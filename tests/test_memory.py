@@ -118,6 +118,7 @@ def test_a_policy_that_recomputes_activations_keeps_its_cache_while_it_generates
     assert recomputed["peak/update"] < whole["peak/update"]
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_and_bf16_halves_what_is_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_critic_may_start_from_a_model_of_its_own_size(
     assert figures["weights/reward"] < figures["weights/critic"] / 2
 
 
+@pytest.mark.slow
 def test_eight_bits_a_number_are_half_of_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = ["--use_peft", "--lora_r", "4", "--critic", "adapter", "--bf16", "true"]
     eight, four = (
@@ -190,6 +192,7 @@ def test_eight_bits_a_number_are_half_of_bf16(tmp_path: Path, monkeypatch: pytes
     assert eight - four == matrices // 2 - 4 * matrices // 64
 
 
+@pytest.mark.slow
 def test_backends_divide_what_they_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = estimate(tmp_path, monkeypatch)
     configs = ROOT / "accelerate_configs"

@@ -161,6 +161,7 @@ def test_a_judge_slower_than_ddp_timeout_ends_the_run_with_the_setting_to_raise(
     assert end.screen.count("did not come") == 1
 
 
+@pytest.mark.slow
 def test_bad_input_of_both_processes_is_said_once(home: Path) -> None:
     process = start(home, "refused", two_processes(home), "--num_minibatches=3")
     assert process.wait(60) == 1

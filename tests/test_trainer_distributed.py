@@ -39,10 +39,7 @@ def one(folder: Path) -> Results:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(name, marks=() if name == "multi_gpu" else pytest.mark.slow)
-        for name in launching.BACKENDS
-    ],
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in launching.BACKENDS],
 )
 def backend(request: pytest.FixtureRequest) -> str:
     """A shipped configuration."""

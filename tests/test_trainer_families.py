@@ -43,6 +43,7 @@ def test_ppo_tunes_the_whole_model_and_saves_what_loads_by_itself(name: str, tmp
     torch.testing.assert_close(critic(IDS).logits, trainer.model.critic.eval()(IDS).logits, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_ppo_tunes_an_adapter_and_saves_what_peft_loads(name: str, tmp_path: Path) -> None:
     families.family(name, TOKENIZER).save_pretrained(tmp_path / "base")

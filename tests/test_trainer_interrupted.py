@@ -94,6 +94,7 @@ def test_a_run_to_its_end_leaves_models_and_figures(home: Path, straight: dict[s
     assert not torch.equal(straight["policy"]["model.norm.weight"], start["model.norm.weight"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_ends_with_the_weights_of_the_uninterrupted_run(
     home: Path, straight: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
