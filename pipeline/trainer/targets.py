@@ -60,16 +60,21 @@ def make_batch(
     )
 
 
-def without_truncated(batch: Batch, truncated: list[bool], accelerator: Accelerator) -> Batch:
-    """The batch with truncated completions under its mask; all processes must call.
+def check_some_ended(truncated: list[bool], accelerator: Accelerator) -> None:
+    """Check that `without_truncated` leaves something to learn from; all processes must call.
 
     Raises:
-        UsageError: no completion of any process would be left.
+        UsageError: every completion of every process was cut.
     """
-    cut = torch.tensor(truncated, device=batch.mask.device)
-    if accelerator.reduce((~cut).sum(), "sum") == 0:
+    ended = torch.tensor(truncated.count(False), device=accelerator.device)
+    if accelerator.reduce(ended, "sum") == 0:
         raise UsageError(
             "Every completion of this iteration was cut at max_completion_length, and truncation=mask leaves those out: there is "
             "nothing to learn from. Raise max_completion_length, or set truncation=penalty."
         )
+
+
+def without_truncated(batch: Batch, truncated: list[bool]) -> Batch:
+    """The batch with truncated completions under its mask."""
+    cut = torch.tensor(truncated, device=batch.mask.device)
     return replace(batch, mask=batch.mask & ~cut.unsqueeze(1))

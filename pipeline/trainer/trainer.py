@@ -73,7 +73,7 @@ from tieback.pipeline.trainer.sharding import (
     check_backend,
     policy_for_generation,
 )
-from tieback.pipeline.trainer.targets import make_batch, without_truncated
+from tieback.pipeline.trainer.targets import check_some_ended, make_batch, without_truncated
 from tieback.ppo_core import (
     AdaptiveKLController,
     Batch,
@@ -256,6 +256,8 @@ class PPOTrainer(EvaluatedTrainer):
         with checkpoint_on_failure(self, self._restore_random_state or random_state(self.accelerator.device)):
             with times.phase("generate"):
                 rollout = self.generate([row for row in inputs for _ in range(num_generations)])
+            if self.args.truncation == "mask":
+                check_some_ended(rollout.truncated, self.accelerator)
             with times.phase("score"):
                 scored = self.score(rollout)
         with times.phase("logprobs"):
@@ -274,7 +276,7 @@ class PPOTrainer(EvaluatedTrainer):
             )
         learnt = batch
         if self.args.truncation == "mask":
-            learnt = without_truncated(batch, rollout.truncated, self.accelerator)
+            learnt = without_truncated(batch, rollout.truncated)
         with times.phase("update"):
             value_only = self.critic_warmup.active(self.state.global_step)
             stats = self._update(learnt, self.args.num_ppo_epochs, 1_000_003, value_only)
