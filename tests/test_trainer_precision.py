@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.trainer import PPOTrainer, passes, ratio_checks, trainer
+from tieback.pipeline.trainer import PPOTrainer, passes, placement, ratio_checks, trainer
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
@@ -57,7 +57,7 @@ def test_no_frozen_matrix_is_cast_while_it_trains(tmp_path: Path, monkeypatch: p
     counts = {}
     for kept in (True, False):
         if not kept:
-            monkeypatch.setattr(trainer, "keep_frozen_in_bf16", lambda *_: None)
+            monkeypatch.setattr(placement, "keep_frozen_in_bf16", lambda *_: None)
         run = make(tmp_path, peft_config=LORA)
         shapes = frozen_shapes(run)
         with Casts() as casts:
@@ -74,7 +74,7 @@ def test_what_is_kept_in_bf16_changes_no_result(
     results = []
     for kept in (True, False):
         if not kept:
-            monkeypatch.setattr(trainer, "keep_frozen_in_bf16", lambda *_: None)
+            monkeypatch.setattr(placement, "keep_frozen_in_bf16", lambda *_: None)
         run = make(tmp_path, **settings)
         run.train()
         logged = toy.iteration_logs(run)[0]
@@ -114,7 +114,7 @@ def test_models_attend_in_fp32_on_a_cpu_under_bf16(tmp_path: Path, monkeypatch: 
     attention = torch.nn.functional.scaled_dot_product_attention
     for in_fp32 in (True, False):
         if not in_fp32:
-            monkeypatch.setattr(trainer, "attend_in_fp32", lambda *_: None)
+            monkeypatch.setattr(placement, "attend_in_fp32", lambda *_: None)
 
         def seen(
             query: torch.Tensor, *args: Any, dtypes: set = attended[in_fp32], **kwargs: Any
