@@ -58,17 +58,8 @@ def main(args: argparse.Namespace) -> None:
     """Train, evaluate, draw and print."""
     home = Path(args.run_dir, "overoptimization")
     shared = ("--run_dir", args.run_dir, "--seed", args.seed)
-    stage(
-        "reward",
-        args,
-        *shared,
-        "--output_dir",
-        home / "reward",
-        "--max_rows",
-        args.pairs,
-        "--num_train_epochs",
-        2,
-    )
+    pairs = ("--max_rows", args.pairs, "--num_train_epochs", 2)
+    stage("reward", args, *shared, "--output_dir", home / "reward", *pairs)
     found: dict[str, list[Evaluation]] = {}
     figures: Figures = {}
     for name, settings in RUNS.items():

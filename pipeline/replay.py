@@ -4,7 +4,7 @@
     tieback replay runs/helpdesk/rollouts --log runs/helpdesk/ppo
 
 The figures are computed from the tokens' log-probabilities, values and scores alone, by formulas of their own; so are advantages and returns.
-With `--log`, the folder of the run, they are held against what was logged. The page shows one iteration (the last where none is named):
+With `--log`, the folder of the run, those of all iterations are held against what was logged. The page shows one iteration (the last where none is named):
 the completion that scored best, the one that scored worst, the one farthest from the reference, and those that --rows names.
 Exit status 1 where a figure differs.
 """
@@ -57,12 +57,13 @@ def main() -> None:
     path.write_text(page(saved, args.rows), encoding="utf-8")
     for name, value in figures(saved).items():
         print(f"{name:<36} {value:12.5f}")
-    worst = learning_error(saved)
-    print(f"{'advantages and returns, error':<36} {worst:12.2g}")
+    print(f"{'advantages and returns, error':<36} {learning_error(saved):12.2g}")
     print(f"The page to read: {path}")
-    faults = (
-        [] if worst <= _TOLERANCE else [f"iteration {shown}: advantages or returns are off by {worst:.3g}"]
-    )
+    faults = []
+    for iteration in iterations if args.log is not None else [shown]:
+        error = learning_error(read_rollout(args.rollouts, iteration))
+        if not error <= _TOLERANCE:
+            faults.append(f"iteration {iteration}: advantages or returns are off by {error:.3g}")
     if args.log is not None:
         compared, differing = compare_with_log(args.rollouts, iterations, args.log)
         print(f"{compared} figures of {args.log} computed again, {len(differing)} of them differ.")
@@ -101,6 +102,13 @@ def figures(saved: SavedRollout) -> dict[str, float]:
         found["rollout/logprob_gap_mean"] = float(gaps.abs().mean())
         found["rollout/logprob_gap_max"] = float(gaps.abs().max())
         found["rollout/ratio_max"] = math.exp(float(gaps.max()))
+    if saved.facts.importance_sampling is not None:
+        log_ratios = torch.where(mask, t["logprobs"] - t["sampler_logprobs"], 0.0)
+        if saved.facts.importance_sampling == "sequence":
+            log_ratios = log_ratios.sum(1, keepdim=True).expand_as(mask)
+        ratios, cap = log_ratios.exp()[mask], saved.facts.importance_sampling_cap
+        found["rollout/importance_weight_mean"] = float(ratios.clamp(max=cap).mean())
+        found["rollout/importance_capped_fraction"] = float((ratios >= cap).float().mean())
     return found
 
 

@@ -35,6 +35,8 @@ class RolloutFacts:
         critic_gae_lambda: λ of the returns; None for that of the advantages.
         truncation: treatment of a cut completion.
         num_generations: completions of a prompt.
+        importance_sampling: level of the importance weights; None for none.
+        importance_sampling_cap: greatest of them.
         reward_names: of the columns of `function_rewards`.
     """
 
@@ -47,6 +49,8 @@ class RolloutFacts:
     critic_gae_lambda: float | None
     truncation: str
     num_generations: int
+    importance_sampling: str | None
+    importance_sampling_cap: float
     reward_names: list[str]
 
 

@@ -109,6 +109,7 @@ def make_scorers(
     tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
     batch_size: int,
     base: str | None = None,
+    setting: str = "reward_funcs",
 ) -> list[Scorer]:
     """Reward functions as they are, and reward models (given or named) as scorers with tokenizers of their own.
 
@@ -117,35 +118,39 @@ def make_scorers(
         tokenizers: of the reward models, in that order.
         batch_size: texts in a forward pass.
         base: see `load_scorer`.
+        setting: that named them, for messages.
 
     Raises:
         UsageError: no reward function, a tokenizer too many or too few, or a model that gives no single score.
     """
     sources = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if not sources:
-        raise UsageError("reward_funcs is empty: name at least one reward function or reward model.")
+        raise UsageError(f"{setting} is empty: name at least one reward function or reward model.")
     given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(sources)
     if len(given) != len(sources):
-        raise UsageError(
-            f"reward_processing_classes has {len(given)} entries for {len(sources)} reward_funcs."
-        )
+        raise UsageError(f"reward_processing_classes has {len(given)} entries for {len(sources)} {setting}.")
     return [
-        _scorer(source, tokenizer, batch_size, base) for source, tokenizer in zip(sources, given, strict=True)
+        _scorer(source, tokenizer, batch_size, base, setting)
+        for source, tokenizer in zip(sources, given, strict=True)
     ]
 
 
 def _scorer(
-    source: RewardSource, tokenizer: PreTrainedTokenizerBase | None, batch_size: int, base: str | None
+    source: RewardSource,
+    tokenizer: PreTrainedTokenizerBase | None,
+    batch_size: int,
+    base: str | None,
+    setting: str,
 ) -> Scorer:
     if isinstance(source, str):
-        return load_scorer(source, batch_size, tokenizer=tokenizer, base=base)
+        return load_scorer(source, batch_size, setting, tokenizer=tokenizer, base=base)
     if isinstance(source, PreTrainedModel | PeftModel):
         tokenizer = tokenizer or named_tokenizer("reward_processing_classes", source)
         name = Path(source.config._name_or_path).name or "reward_model"
         return RewardScorer(source, tokenizer, batch_size, name=name)
     if not isinstance(source, RewardScorer) and not callable(source):
         raise UsageError(
-            f"reward_funcs: {source!r} is of type {type(source).__name__}. Give a function, a reward model, the name of either, "
+            f"{setting}: {source!r} is of type {type(source).__name__}. Give a function, a reward model, the name of either, "
             "or a list of them."
         )
     return source

@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "k3, λ by length, masked": {"kl_estimator": "k3", "gae_lambda_alpha": 0.6, "truncation": "mask"},
     "bootstrap": {"truncation": "bootstrap", "kl_target": 0.1},
+    "weights by sequence": {"importance_sampling": "sequence", "importance_sampling_cap": 1.0},
     "what the sampler tells": {"importance_sampling": "token", "normalize_rewards": True, "temperature": 0.8},
 }  # fmt: skip
 
@@ -71,7 +72,7 @@ def test_every_figure_of_the_rollout_comes_out_of_the_files(
     logged = {
         figure
         for figure in entries[0]
-        if figure.startswith(("reward/", "kl/", "kl_coef", "completions/", "rollout/lo", "rollout/ratio"))
+        if figure.startswith(("reward/", "kl/", "kl_coef", "completions/", "rollout/"))
     }
     logged |= {"value/explained_variance"}
     assert f"{len(logged) * len(entries)} figures of" in out
@@ -91,6 +92,7 @@ def change(path: Path, name: str, by: float) -> None:
     ("tensor", "iteration", "found"),
     [
         ("advantages", 5, "iteration 5: advantages or returns are off by 0.01"),
+        ("returns", 2, "iteration 2: advantages or returns are off by 0.01"),
         # Logged with the third, in one line.
         ("raw_scores", 4, "iteration 4: reward/mean was logged as"),
         ("ref_logprobs", 3, "iteration 4: kl/ref was logged as"),
@@ -117,7 +119,7 @@ def test_nothing_that_is_learnt_depends_on_it(tmp_path: Path) -> None:
 
 
 HOSTILE = "<script>alert(1)</script>\"'&<!--"
-FACTS = RolloutFacts(3, 0.1, "k1", 1.0, 0.95, None, None, "penalty", 1, ["rule"])
+FACTS = RolloutFacts(3, 0.1, "k1", 1.0, 0.95, None, None, "penalty", 1, None, 2.0, ["rule"])
 
 
 def tensors(lengths: list[int]) -> dict[str, torch.Tensor]:

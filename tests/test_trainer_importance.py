@@ -101,13 +101,14 @@ def test_with_weights_by_sequence_the_expected_gradient_is_that_of_the_policy() 
 def test_an_engine_whose_temperature_is_off_by_5_percent_moves_the_policy_and_weights_bring_it_back() -> None:
     best = climbed(1.0, None)
     moved, lost = {}, {}
-    for level in (None, "sequence"):
+    for level in (None, "token", "sequence"):
         policy = climbed(0.95, level)
         moved[level] = (policy.softmax(-1) - best.softmax(-1)).abs().sum().item()
         lost[level] = (objective(best) - objective(policy)).item()
     # J is flat about its optimum: what is lost is of the second order.
     assert moved[None] > 5e-3
     assert lost[None] > 1e-5
+    assert moved["token"] < 0.2 * moved[None]
     assert moved["sequence"] < 1e-5
     assert abs(lost["sequence"]) < 1e-9
 

@@ -117,6 +117,10 @@ def test_a_judge_that_cannot_be_called_and_a_figure_that_is_not_there_are_refuse
     def needs_answer(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
         return [0.0] * len(completions)
 
+    with pytest.raises(UsageError, match="judge_funcs: 7 is of type int"):
+        judging(tmp_path, 7)
+    with pytest.raises(UsageError, match="judge_funcs is empty"):
+        judging(tmp_path, [])
     with pytest.raises(UsageError, match="The reward function `needs_answer` cannot judge eval_dataset"):
         judging(tmp_path, needs_answer)
     with pytest.raises(

@@ -59,7 +59,7 @@ def _tokens(tokens: Sequence[str], values: Sequence[float], scale: float, signed
 
 
 def _shown(token: str) -> str:
-    return escape(token).replace("\n", "↵") if token.strip() else escape(token.replace("\n", "↵") or "∅")
+    return escape(token.replace("\n", "↵") or "∅")
 
 
 def _colour(share: float, signed: bool) -> str:

@@ -69,11 +69,6 @@ def _check_files(folder: Path) -> None:
             )
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is there and bears its mark."""
-    return (folder / STATE_FILE).is_file()
-
-
 def clear_state(folder: str | Path) -> None:
     """Take the mark of a whole checkpoint off a folder that is about to be written anew."""
     (Path(folder) / STATE_FILE).unlink(missing_ok=True)

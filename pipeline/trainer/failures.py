@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from tieback.cli.errors import PeerFailure
-from tieback.pipeline.trainer.checkpoints import CheckpointedTrainer, is_whole
+from tieback.pipeline.resume import whole_checkpoints
+from tieback.pipeline.trainer.checkpoints import STATE_FILE, CheckpointedTrainer
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def checkpoint_on_failure(
 
 def _save(trainer: CheckpointedTrainer, restore_random_state: Callable[[], None]) -> None:
     folder = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
-    if not is_whole(folder):
+    if folder not in whole_checkpoints(trainer.args.output_dir, STATE_FILE):
         restore_random_state()
         try:
             trainer._save_checkpoint(trainer.model, None)

@@ -34,7 +34,9 @@ class Judges:
     """
 
     def __init__(self, sources: RewardSource | Sequence[RewardSource] | None, batch_size: int) -> None:
-        self.scorers = [] if sources is None else make_scorers(sources, None, batch_size)
+        self.scorers = (
+            [] if sources is None else make_scorers(sources, None, batch_size, setting="judge_funcs")
+        )
         self.names = [f"judge/{name}" for name in unique_reward_names(self.scorers)]
 
     @property

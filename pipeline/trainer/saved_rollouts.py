@@ -77,6 +77,8 @@ def save_rollout(
         critic_gae_lambda=args.critic_gae_lambda,
         truncation=args.truncation,
         num_generations=args.num_generations,
+        importance_sampling=args.importance_sampling,
+        importance_sampling_cap=args.importance_sampling_cap,
         reward_names=list(reward_names),
     )
     write_rollout(args.rollout_dir, process, facts, tensors, rows)

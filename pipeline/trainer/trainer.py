@@ -69,18 +69,9 @@ from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, over
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
 from tieback.pipeline.trainer.sharded_tensors import gathered
-from tieback.pipeline.trainer.sharding import (
-    check_backend,
-    policy_for_generation,
-)
+from tieback.pipeline.trainer.sharding import check_backend, policy_for_generation
 from tieback.pipeline.trainer.targets import check_some_ended, make_batch, without_truncated
-from tieback.ppo_core import (
-    AdaptiveKLController,
-    Batch,
-    FixedKLController,
-    PPOStats,
-    update,
-)
+from tieback.ppo_core import AdaptiveKLController, Batch, FixedKLController, PPOStats, update
 from tieback.reward_model.scoring import RewardScorer
 
 
