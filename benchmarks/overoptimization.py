@@ -10,14 +10,14 @@ Overoptimization".)
 import argparse
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.side_by_side import Figures, tell, threads_of
+from benchmarks.helpdesk_stage import run_stage
+from benchmarks.side_by_side import Figures, tell
 from tieback.pipeline.report.curves import read_log
 from tieback.pipeline.report.judging import Evaluation, evaluations
 
@@ -59,18 +59,18 @@ def main(args: argparse.Namespace) -> None:
     home = Path(args.run_dir, "overoptimization")
     shared = ("--run_dir", args.run_dir, "--seed", args.seed)
     pairs = ("--max_rows", args.pairs, "--num_train_epochs", 2)
-    stage("reward", args, *shared, "--output_dir", home / "reward", *pairs)
+    run_stage("reward", args.threads, *shared, "--output_dir", home / "reward", *pairs)
     found: dict[str, list[Evaluation]] = {}
     figures: Figures = {}
     for name, settings in RUNS.items():
-        stage(
-            "ppo", args, *shared, "--output_dir", home / name, "--reward_funcs", home / "reward", "--judge_funcs", JUDGE,
+        run_stage(
+            "ppo", args.threads, *shared, "--output_dir", home / name, "--reward_funcs", home / "reward", "--judge_funcs", JUDGE,
             "--max_steps", args.iterations, "--kl_coef", args.kl_coef, "--learning_rate", args.learning_rate,
             "--critic_learning_rate", args.learning_rate, "--num_eval_prompts", 200, "--eval_strategy", "steps",
             "--eval_steps", _EVERY, *settings,
         )  # fmt: skip
-        stage(
-            "evaluate", args, *shared, "--ppo_model_path", home / name, "--reward_model_path", home / "reward",
+        run_stage(
+            "evaluate", args.threads, *shared, "--ppo_model_path", home / name, "--reward_model_path", home / "reward",
             "--output_dir", home / f"evaluate_{name}", "--best_of", 0,
         )  # fmt: skip
         found[name] = evaluations(read_log(home / name))
@@ -80,12 +80,6 @@ def main(args: argparse.Namespace) -> None:
     tell(figures | figures_of(found), args.threads, args.json)
     if args.plot:
         draw(found, Path(args.plot))
-
-
-def stage(name: str, args: argparse.Namespace, *flags: object) -> None:
-    """Run a stage of the help desk; one that has finished with the same settings is left as it is."""
-    command = [sys.executable, "-m", f"tieback.pipeline.{name}", "--config", "helpdesk", *map(str, flags)]
-    subprocess.run(command, check=True, env=threads_of(args.threads))
 
 
 def figures_of(found: Mapping[str, Sequence[Evaluation]]) -> Figures:

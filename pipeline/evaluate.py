@@ -305,7 +305,8 @@ def gold_scores(gold: list[Scorer], rollout: Rollout) -> list[float]:
         UsageError: a judge raises, returns the wrong number of scores, or none judges some response.
     """
     try:
-        scores = torch.tensor(call_scorers(gold, rollout), dtype=torch.float64)
+        totals = [rewards.totals for rewards in call_scorers(gold, rollout)]
+        scores = torch.tensor(totals, dtype=torch.float64)
         return combine_rewards(scores.T, [1.0] * len(gold), rollout).tolist()
     except RewardError as error:
         raise UsageError(f"gold_funcs: {error}") from error

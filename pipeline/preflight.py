@@ -261,7 +261,7 @@ def _score_alone(scorer: Scorer, rollout: Rollout, row: int) -> float:
     columns = {name: values[row : row + 1] for name, values in rollout.columns.items()}
     own = {f.name: getattr(rollout, f.name) for f in fields(Rollout) if f.name != "columns"}
     others = {name: values and values[row : row + 1] for name, values in own.items()}
-    ((score,),) = call_scorers([scorer], Rollout(columns=columns, **others))
+    (((score,), _),) = call_scorers([scorer], Rollout(columns=columns, **others))
     return score
 
 

@@ -81,7 +81,7 @@ def figures(saved: SavedRollout) -> dict[str, float]:
     found = {
         "reward/mean": float(t["raw_scores"].mean()),
         "reward/std": float(t["raw_scores"].std(correction=0)),
-        "reward/normalized_mean": float(t["scores"].mean()),
+        "reward/normalized_mean": float(t["token_scores"].sum(1).mean()),
         "kl/ref": float((t["logprobs"] - t["ref_logprobs"])[mask].sum() / len(mask)),
         "kl_coef": saved.facts.kl_coef,
         "completions/mean_length": float(lengths.mean()),
@@ -117,9 +117,7 @@ def token_figures(saved: SavedRollout) -> dict[str, Tensor]:
     t, mask, facts = saved.tensors, saved.tensors["mask"], saved.facts
     d = t["logprobs"] - t["ref_logprobs"]
     penalty = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) - 1 + d}[facts.kl_estimator]
-    reward = torch.where(mask, -facts.kl_coef * penalty, 0.0)
-    last = mask.sum(1) - 1
-    reward[torch.arange(len(mask)), last] += t["scores"]
+    reward = torch.where(mask, -facts.kl_coef * penalty, 0.0) + t["token_scores"]
     found = {
         "reward": reward,
         "value": t["values"],
@@ -203,9 +201,10 @@ def page(saved: SavedRollout, rows: Sequence[int]) -> str:
         if not 0 <= row < count:
             raise UsageError(f"--rows {row}: the iteration has {count} completions, counted from 0.")
     kl = torch.where(t["mask"], t["logprobs"] - t["ref_logprobs"], 0.0).sum(1)
+    scores = t["token_scores"].sum(1)
     chosen = {
-        "Highest score": int(t["scores"].argmax()),
-        "Lowest score": int(t["scores"].argmin()),
+        "Highest score": int(scores.argmax()),
+        "Lowest score": int(scores.argmin()),
         "Farthest from the reference": int(kl.argmax()),
     } | {f"Completion {row}": row for row in rows}
     by_token = token_figures(saved)
@@ -215,7 +214,7 @@ def page(saved: SavedRollout, rows: Sequence[int]) -> str:
         length = int(t["mask"][row].sum())
         cut = ", cut at the limit" if t["truncated"][row] else ""
         facts = (
-            f"Row {row}. Raw score {number(float(t['raw_scores'][row]), 3)}, score {number(float(t['scores'][row]), 3)}, "
+            f"Row {row}. Raw score {number(float(t['raw_scores'][row]), 3)}, score {number(float(scores[row]), 3)}, "
             f"KL {number(float(kl[row]), 2)} nats, {length} tokens{cut}."
         )
         own = {name: values[row, :length].tolist() for name, values in by_token.items()}

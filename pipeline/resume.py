@@ -56,7 +56,7 @@ FREE = frozenset(
         ),
         *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
         *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience"),
-        *("judge_funcs", "rollout_dir"),
+        *("judge_funcs", "rollout_dir", "rollout_timeout"),
         *("do_train", "do_eval", "do_predict"),
         # Where and how it is computed; the batch of all processes together, the
         # precision and the backend are compared.

@@ -60,8 +60,8 @@ class SavedRollout:
 
     Args:
         facts: of the iteration.
-        tensors: by name: `completion_ids`, `mask`, `logprobs`, `ref_logprobs`, `values`, `advantages`, `returns`, and where
-            the sampler tells them `sampler_logprobs`, each [B, T]; `raw_scores`, `scores`, `truncated`, each [B];
+        tensors: by name: `completion_ids`, `mask`, `logprobs`, `ref_logprobs`, `values`, `token_scores`, `advantages`, `returns`,
+            and where the sampler tells them `sampler_logprobs`, each [B, T]; `raw_scores`, `truncated`, each [B];
             `function_rewards` [B, F].
         rows: for each completion `prompt`, `completion` and `tokens`, the text of each token.
     """

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -26,9 +26,9 @@ from tieback.reward_model.encoding import check_template
 from tieback.reward_model.head import load_reward_model
 from tieback.reward_model.scoring import RewardScorer
 
-Rewards: TypeAlias = Sequence[float | None] | Tensor
-# f(prompts=…, completions=…, completion_ids=…, **columns) gives one number for each completion, or None where it does
-# not judge that one. It may be asynchronous.
+Rewards: TypeAlias = Sequence[float | Sequence[float] | None] | Tensor
+# f(prompts=…, completions=…, completion_ids=…, **columns) gives for each completion one number, or one for each of its
+# tokens, or None where it does not judge that one. It may be asynchronous.
 RewardFunction: TypeAlias = Callable[..., Rewards | Awaitable[Rewards]]
 Scorer: TypeAlias = RewardFunction | RewardScorer
 # What a scorer may be given as: one, a sequence-classification model (with an adapter of PEFT, perhaps), or the name that
@@ -38,6 +38,18 @@ RewardSource: TypeAlias = RewardFunction | RewardScorer | PreTrainedModel | Peft
 REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids")
 # Rewards are kept in fp32, where a greater number is infinite.
 LARGEST_REWARD = torch.finfo(torch.float32).max
+
+
+class FunctionRewards(NamedTuple):
+    """What one scorer gave for B completions.
+
+    Args:
+        totals: of each completion, the sum where it was given by token; NaN where the scorer does not judge it.
+        by_token: a number for each of its tokens; None where there is one number for all of it, or none.
+    """
+
+    totals: list[float]
+    by_token: list[list[float] | None]
 
 
 class RewardError(UsageError):
@@ -221,13 +233,14 @@ def check_call(scorers: Sequence[Scorer], name: str, dataset: Dataset) -> None:
             ) from error
 
 
-def call_scorers(scorers: Sequence[Scorer], rollout: Rollout) -> list[list[float]]:
-    """Rewards of F scorers for a rollout: F lists of B floats, NaN where one returned None (it does not judge that row).
+def call_scorers(scorers: Sequence[Scorer], rollout: Rollout) -> list[FunctionRewards]:
+    """Rewards of F scorers for a rollout of B completions.
 
     Asynchronous functions run at the same time as each other, after the rest.
 
     Raises:
-        RewardError: one raised, returned the wrong number of rewards, or something that is not a finite number.
+        RewardError: one raised, returned the wrong number of rewards (of completions, or of tokens), or something that is not a
+            finite number.
     """
     asynchronous = [
         place
@@ -270,7 +283,7 @@ def _named_errors(scorer: Scorer, rollout: Rollout) -> Iterator[None]:
         ) from error
 
 
-def _numbers(rewards: Any, name: str, rollout: Rollout) -> list[float]:
+def _numbers(rewards: Any, name: str, rollout: Rollout) -> FunctionRewards:
     if hasattr(rewards, "tolist"):  # a tensor or an array
         rewards = rewards.tolist()
     if not isinstance(rewards, list | tuple):
@@ -282,11 +295,31 @@ def _numbers(rewards: Any, name: str, rollout: Rollout) -> list[float]:
             f"The reward function `{name}` returned {len(rewards)} rewards for {len(rollout)} completions. "
             "It must return exactly one for each."
         )
-    return [_number(reward, name, row, rollout) for row, reward in enumerate(rewards)]
+    by_token = [_by_token(reward, name, row, rollout) for row, reward in enumerate(rewards)]
+    totals = [
+        _number(reward if tokens is None else math.fsum(tokens), name, row, rollout)
+        for row, (reward, tokens) in enumerate(zip(rewards, by_token, strict=True))
+    ]
+    return FunctionRewards(totals, by_token)
 
 
-def _number(reward: Any, name: str, row: int, rollout: Rollout) -> float:
-    if reward is None:
+def _by_token(reward: Any, name: str, row: int, rollout: Rollout) -> list[float] | None:
+    """The numbers of a completion's tokens; None where it was not judged by token."""
+    if hasattr(reward, "tolist"):
+        reward = reward.tolist()
+    if not isinstance(reward, list | tuple):
+        return None
+    length = len(rollout.completion_ids[row])
+    if len(reward) != length:
+        raise RewardError(
+            f"The reward function `{name}` returned {len(reward)} rewards by token for row {row} of the batch, whose completion "
+            f"has {length} tokens (completion_ids[{row}]). Return one for each, or one number for all of it."
+        )
+    return [_number(number, name, row, rollout, f", token {at}") for at, number in enumerate(reward)]
+
+
+def _number(reward: Any, name: str, row: int, rollout: Rollout, place: str = "") -> float:
+    if reward is None and not place:
         return math.nan
     try:
         # float() would read the number in a string, which a function returns by mistake.
@@ -295,7 +328,7 @@ def _number(reward: Any, name: str, row: int, rollout: Rollout) -> float:
         value = math.nan
     if not abs(value) <= LARGEST_REWARD:
         raise RewardError(
-            f"The reward function `{name}` returned {reward!r} for row {row} of the batch (prompt "
+            f"The reward function `{name}` returned {reward!r} for row {row}{place} of the batch (prompt "
             f"{rollout.prompts[row]!r}, completion {rollout.completions[row]!r}). Return a finite number, or None "
             "where the function does not judge a row."
         )

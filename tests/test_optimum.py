@@ -43,6 +43,19 @@ def reward(prompts: list[str], completions: list[str], completion_ids: list[list
     return [reward_of(ids) for ids in completion_ids]
 
 
+def reward_by_token(completion_ids: list[list[int]], **_: Any) -> list[list[float]]:
+    """The parts of `reward_of`, each at the token that it is for."""
+    rewards = [[-0.3 * (i == 5) for i in ids] for ids in completion_ids]
+    for row, ids in zip(rewards, completion_ids, strict=True):
+        assert len(row) > 0
+        row[0] += 1.0 * (ids[0] == 3)
+        if len(ids) > 1:
+            row[1] += 0.5 * (ids[1] == 4)
+        row[-1] += 0.5 * (ids[-1] == END)
+        assert abs(sum(row) - reward_of(ids)) < 1e-9
+    return rewards
+
+
 def log_distribution(model: torch.nn.Module, prompt: list[int], length: int = LENGTH) -> torch.Tensor:
     responses = all_responses(length)
     inputs = pack_sequences([prompt] * len(responses), responses, 0, torch.device("cpu"))
@@ -51,7 +64,7 @@ def log_distribution(model: torch.nn.Module, prompt: list[int], length: int = LE
     return torch.where(inputs["mask"], logprobs, 0.0).sum(1).double()
 
 
-def language_trainer(folder: Path, **settings: Any) -> PPOTrainer:
+def language_trainer(folder: Path, reward_function: Any = reward, **settings: Any) -> PPOTrainer:
     """PPO of 40 iterations on this language."""
     tokenizer = six_words()
     torch.manual_seed(0)
@@ -64,7 +77,9 @@ def language_trainer(folder: Path, **settings: Any) -> PPOTrainer:
         "use_cpu": True, "disable_tqdm": True, "seed": 0,
     }  # fmt: skip
     args = PPOConfig(output_dir=str(folder), **(defaults | settings))
-    return PPOTrainer(policy, reward, args, Dataset.from_dict({"prompt": ["q"] * 256}), None, tokenizer)
+    return PPOTrainer(
+        policy, reward_function, args, Dataset.from_dict({"prompt": ["q"] * 256}), None, tokenizer
+    )
 
 
 def train_and_compare(trainer: PPOTrainer) -> tuple[float, float]:
@@ -97,6 +112,12 @@ def test_ppo_comes_to_the_closed_form_optimum(tmp_path: Path) -> None:
 # advantages are not scaled.
 IN_THE_LOSS = {"kl_coef": 0.0, "kl_loss_coef": BETA, "whiten_advantages": False}
 VARIANTS = {
+    "rewards by token": {"reward_function": reward_by_token},
+    "rewards by token, λ 0.8": {
+        "reward_function": reward_by_token,
+        "gae_lambda": 0.8,
+        "critic_gae_lambda": 1.0,
+    },
     "the critic has a λ of its own": {"gae_lambda": 0.9, "critic_gae_lambda": 1.0},
     "λ by length": {"gae_lambda_alpha": 2.0, "critic_gae_lambda": 1.0},
     **{

@@ -162,6 +162,20 @@ def test_a_judge_slower_than_ddp_timeout_ends_the_run_with_the_setting_to_raise(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", launching.BACKENDS)
+def test_a_judge_that_hangs_on_one_process_ends_the_run_with_a_checkpoint(home: Path, config: str) -> None:
+    options = ("--rollout_timeout=3", "--save_strategy=no")
+    name = f"hangs-{config}"
+    process = start(home, name, two_processes(home, config), *options, TROUBLE="slow", SECONDS="60")
+    assert process.wait(50) == 1
+    screen = (home / f"{name}.log").read_text()
+    assert last_words(End(1, 0, screen)).startswith(
+        "error: Reward functions did not answer within rollout_timeout=3 seconds; it stood at "
+    )
+    assert [folder.name for folder in whole_checkpoints(home / name / "ppo", STATE_FILE)] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
 def test_bad_input_of_both_processes_is_said_once(home: Path) -> None:
     process = start(home, "refused", two_processes(home), "--num_minibatches=3")
     assert process.wait(60) == 1

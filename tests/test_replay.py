@@ -17,12 +17,18 @@ from tieback.pipeline import replay
 from tieback.pipeline.report.tokens import completion_html, scale_of
 from tieback.pipeline.rollout_files import RolloutFacts, read_rollout, saved_iterations, write_rollout
 
+
+def by_token(completion_ids: list[list[int]], **_: Any) -> list[list[float]]:
+    return [[float(i % 3) for i in ids] for ids in completion_ids]
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "k2, a λ of the critic's own, several completions": {
         "kl_estimator": "k2", "critic_gae_lambda": 1.0, "num_generations": 2, "gamma": 0.9,
     },
     "k3, λ by length, masked": {"kl_estimator": "k3", "gae_lambda_alpha": 0.6, "truncation": "mask"},
+    "rewards by token": {"reward_funcs": [toy.id_reward, by_token], "normalize_rewards": True, "reward_clip": 0.5},
     "bootstrap": {"truncation": "bootstrap", "kl_target": 0.1},
     "weights by sequence": {"importance_sampling": "sequence", "importance_sampling_cap": 1.0},
     "what the sampler tells": {"importance_sampling": "token", "normalize_rewards": True, "temperature": 0.8},
@@ -32,10 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def train(folder: Path, **settings: Any) -> Path:
     """Five iterations, of which the second and the fourth log; the folder of the rollouts."""
     rollouts = folder / "rollouts"
-    trainer = toy.ppo_trainer(
-        folder / "run", [toy.id_reward, toy.id_reward], rollout_dir=str(rollouts), max_steps=5, logging_steps=2,
-        kl_coef=0.3, **settings,
-    )  # fmt: skip
+    defaults = {
+        "reward_funcs": [toy.id_reward, toy.id_reward],
+        "max_steps": 5,
+        "logging_steps": 2,
+        "kl_coef": 0.3,
+    }
+    trainer = toy.ppo_trainer(folder / "run", rollout_dir=str(rollouts), **(defaults | settings))
     trainer.train()
     trainer.save_state()
     return rollouts
@@ -124,8 +133,8 @@ FACTS = RolloutFacts(3, 0.1, "k1", 1.0, 0.95, None, None, "penalty", 1, None, 2.
 
 def tensors(lengths: list[int]) -> dict[str, torch.Tensor]:
     mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    over_tokens = {name: torch.where(mask, float(i), 0.0) for i, name in enumerate(("logprobs", "ref_logprobs", "values", "advantages", "returns"))}  # fmt: skip
-    rows = {name: torch.tensor([float(length) for length in lengths]) for name in ("raw_scores", "scores")}
+    over_tokens = {name: torch.where(mask, float(i), 0.0) for i, name in enumerate(("logprobs", "ref_logprobs", "values", "token_scores", "advantages", "returns"))}  # fmt: skip
+    rows = {"raw_scores": torch.tensor([float(length) for length in lengths])}
     return {
         **over_tokens, **rows, "mask": mask, "completion_ids": mask.long(), "truncated": torch.zeros(len(lengths)).bool(),
         "function_rewards": torch.ones(len(lengths), 1),

@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,13 @@ FAULTS = {
         r"`faulty` returned 'good' for row 0 of the batch \(prompt .*completion .*",
     ),
     "a number as a string": (lambda n: ["1.0"] * n, r"`faulty` returned '1.0' for row 0 "),
-    "a list": (lambda n: [[1.0]] * n, r"`faulty` returned \[1.0\] for row 0 "),
+    "too many of a token": (
+        lambda n: [[1.0] * 7] * n,  # of 6 at most
+        r"`faulty` returned 7 rewards by token for row 0 of the batch, whose completion has \d tokens \(completion_ids\[0\]\)",
+    ),
+    "none of a token": (lambda n: [[]] * n, r"`faulty` returned 0 rewards by token for row 0 "),
     "bytes": (lambda n: [b"1"] * n, r"`faulty` returned b'1' for row 0 "),
-    "a column": (lambda n: torch.zeros(n, 1), r"`faulty` returned \[0.0\] for row 0 "),
+    "a table": (lambda n: torch.zeros(n, 9), r"`faulty` returned 9 rewards by token for row 0 "),
     "one number as a tensor": (
         lambda n: torch.tensor(1.0),
         r"`faulty` returned float, not a list of numbers",
@@ -193,6 +198,28 @@ def test_a_reward_function_may_return_a_tensor_an_array_integers_or_truth_values
         assert scored.scores.tolist() == [1.0] * 8
 
 
+def by_token(completion_ids: list[list[int]], bad: float | None) -> list[list[float | None]]:
+    return [[0.0] * (len(ids) - 1) + [bad] for ids in completion_ids]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None, "1"])
+def test_a_reward_of_a_token_that_is_no_finite_number_is_named_with_its_place(bad: Any) -> None:
+    three = replace(rollout(), completion_ids=[[6, 7, 8]] * 4)
+    with pytest.raises(
+        RewardError, match=rf"returned {bad!r} for row 0, token 2 of the batch \(prompt 'prompt 0'"
+    ):
+        call_scorers([lambda completion_ids, **_: by_token(completion_ids, bad)], three)
+
+
+def test_rewards_by_token_come_with_their_sums_and_may_be_tensors_or_arrays() -> None:
+    two = replace(rollout(), completion_ids=[[6, 7]] * 4)
+    given = [[1.0, 2.5], torch.tensor([1.0, 2.5]), np.array([1.0, 2.5]), (1, 2.5)]
+    (found,) = call_scorers([lambda **_: given], two)
+    assert found == ([3.5] * 4, [[1.0, 2.5]] * 4)
+    (found,) = call_scorers([lambda **_: torch.tensor([[1.0, 2.5]] * 4)], two)
+    assert found == ([3.5] * 4, [[1.0, 2.5]] * 4)
+
+
 # Asynchronous reward functions.
 
 
@@ -232,7 +259,7 @@ def test_asynchronous_functions_judge_together_and_their_rewards_stand_in_their_
         return [4.0] * len(completions)
 
     scorers: list[Scorer] = [Judge(table, 1.0), plain, partial(judge, weight=2.0), Judge(table, None)]
-    rewards = call_scorers(scorers, rollout())
+    rewards = [found.totals for found in call_scorers(scorers, rollout())]
     assert rewards[:3] == [[1.0] * 4, [4.0] * 4, [6.0] * 4]
     assert all(math.isnan(reward) for reward in rewards[3])
 

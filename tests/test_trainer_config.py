@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"critic_warmup_patience ends a warm-up sooner, but critic_warmup_iterations is 0",
     ),
     "critic_gae_lambda": ({"critic_gae_lambda": 1.5}, r"critic_gae_lambda must be between 0 and 1, got 1.5"),
-    "gae_lambda_alpha": ({"gae_lambda_alpha": 0.0}, r"gae_lambda_alpha must be above 0, got 0.0"),
+    "gae_lambda_alpha": ({"gae_lambda_alpha": 0.0}, r"gae_lambda_alpha must be above 0 and finite, got 0.0"),
     "importance_sampling": (
         {"importance_sampling": "row"},
         r"importance_sampling must be token, sequence or not set, got 'row'",
@@ -90,17 +90,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"critic_warmup_iterations": -1},
         r"critic_warmup_iterations must be a finite number of at least 0, got -1",
     ),
-    "micro_batch_size 0": ({"micro_batch_size": 0}, r"micro_batch_size must be above 0, got 0"),
+    "micro_batch_size 0": ({"micro_batch_size": 0}, r"micro_batch_size must be above 0 and finite, got 0"),
     "generation_batch_size 0": (
         {"generation_batch_size": 0},
-        r"generation_batch_size must be above 0, got 0",
+        r"generation_batch_size must be above 0 and finite, got 0",
     ),
-    "kl_target": ({"kl_target": 0.0}, r"kl_target must be above 0, got 0\.0"),
-    "kl_horizon": ({"kl_horizon": 0}, r"kl_horizon must be above 0, got 0"),
-    "reward_clip": ({"reward_clip": -2.0}, r"reward_clip must be above 0, got -2\.0"),
+    "kl_target": ({"kl_target": 0.0}, r"kl_target must be above 0 and finite, got 0\.0"),
+    "kl_horizon": ({"kl_horizon": 0}, r"kl_horizon must be above 0 and finite, got 0"),
+    "reward_clip": ({"reward_clip": -2.0}, r"reward_clip must be above 0 and finite, got -2\.0"),
     "critic_learning_rate": (
         {"critic_learning_rate": 0.0},
-        r"critic_learning_rate must be above 0, got 0\.0",
+        r"critic_learning_rate must be above 0 and finite, got 0\.0",
     ),
     "clip_range": ({"clip_range": 0.0}, r"clip_range must be greater than 0"),
     "gamma": ({"gamma": 1.5}, r"gamma must be between 0 and 1"),
@@ -121,11 +121,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "infinite kl_coef": ({"kl_coef": math.inf}, r"kl_coef must be a finite number of at least 0, got inf"),
     "no batch": (
         {"per_device_train_batch_size": 0},
-        r"per_device_train_batch_size must be above 0, got 0",
+        r"per_device_train_batch_size must be above 0 and finite, got 0",
     ),
     "no evaluation batch": (
         {"per_device_eval_batch_size": -4},
-        r"per_device_eval_batch_size must be above 0, got -4",
+        r"per_device_eval_batch_size must be above 0 and finite, got -4",
     ),
     "a weight that is NaN": (
         {"reward_weights": [1.0, math.nan]},

@@ -1,7 +1,13 @@
 """A rollout that fails in the middle of a run: what is learnt is saved, the error is told, and the run goes on as if nothing had been."""
 
+import asyncio
 import functools
 import random
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,8 @@ from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.random_state import random_state
 from tieback.pipeline.trainer import PPOTrainer
 from tieback.pipeline.trainer.checkpoints import STATE_FILE
+from tieback.pipeline.trainer.judges import Judges
+from tieback.pipeline.trainer.time_limit import time_limit
 
 STEPS = 4
 
@@ -67,12 +75,23 @@ def break_judge(trainer: PPOTrainer) -> None:
     break_judge_at(3, trainer)
 
 
-@pytest.mark.parametrize("broken", [break_sampler, break_judge])
+def break_evaluation(trainer: PPOTrainer) -> None:
+    (scorer,) = trainer.scorers
+    trainer.judges = Judges(failing_at(2, scorer, RuntimeError("the judge broke")), 5)  # type: ignore[arg-type]
+
+
+def evaluated() -> dict[str, Any]:
+    return {"eval_dataset": toy.prompts(5), "eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("broken", "settings"), [(break_sampler, dict), (break_judge, dict), (break_evaluation, evaluated)]
+)
 def test_what_was_learnt_is_saved_and_the_run_goes_on_to_the_same_weights(
-    tmp_path: Path, broken: Callable[[PPOTrainer], None], uninterrupted: dict[str, torch.Tensor],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, broken: Callable[[PPOTrainer], None], settings: Callable[[], dict[str, Any]],
+    uninterrupted: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    trainer = run(tmp_path)  # which saves nothing by itself
+    trainer = run(tmp_path, **settings())  # which saves nothing by itself
     broken(trainer)
     with pytest.raises((RuntimeError, UsageError), match="broke"):
         trainer.train()
@@ -124,6 +143,115 @@ def test_where_nothing_can_be_saved_the_first_error_is_told(
     with pytest.raises(UsageError, match="the judge broke"):
         trainer.train()
     assert "No checkpoint could be saved (OSError: no space left on device)." in capsys.readouterr().err
+
+
+# What never answers.
+
+LIMIT = 3.0
+
+
+def never_slept_out(*_: Any, **__: Any) -> Any:
+    time.sleep(600)
+
+
+def trying_for_ever(*_: Any, **__: Any) -> Any:
+    """Takes the error by which it is to be broken off for one of those after which it tries again."""
+    while True:
+        try:
+            threading.Event().wait()
+        except Exception:
+            continue
+
+
+async def never_awaited(*_: Any, **__: Any) -> Any:
+    await asyncio.sleep(600)
+
+
+def with_an_alarm_of_its_own(*_: Any, **__: Any) -> Any:
+    """As the judges of mathematics have, which give up on an expression after some seconds."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.alarm(600)
+    signal.alarm(0)
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_sampler_that_hangs_is_one_that_fails(
+    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    trainer = run(tmp_path, rollout_timeout=LIMIT)
+    sample, calls = trainer.sampler.sample, 0
+
+    def hanging(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return never_slept_out() if calls == 4 else sample(*args, **kwargs)
+
+    trainer.sampler.sample = hanging  # type: ignore[method-assign]
+    line = f"{__file__}:{never_slept_out.__code__.co_firstlineno + 1} in never_slept_out"
+    with pytest.raises(
+        UsageError,
+        match=rf"^The sampler \(transformers\) did not answer within rollout_timeout=3 seconds; it stood at {line}\.",
+    ):
+        trainer.train()
+    assert [folder.name for folder in whole_checkpoints(tmp_path, STATE_FILE)] == ["checkpoint-2"]
+    trainer = run(tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    for name, weight in toy.weights(trainer.model).items():
+        assert torch.equal(weight, uninterrupted[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", [trying_for_ever, never_awaited, with_an_alarm_of_its_own])
+def test_a_judge_that_hangs_is_broken_off_whatever_it_waits_in(tmp_path: Path, judge: Any) -> None:
+    trainer = run(tmp_path, judge, rollout_timeout=LIMIT)
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(
+        UsageError, match=r"^Reward functions did not answer within rollout_timeout=3 seconds"
+    ):
+        trainer.train()
+    assert signal.getsignal(signal.SIGVTALRM) is before
+
+
+def test_what_ends_in_time_leaves_no_limit_behind() -> None:
+    threads = threading.active_count()
+    with time_limit(0.2, "The block", "seconds"):
+        pass
+    assert threading.active_count() == threads
+    time.sleep(0.4)  # past the limit
+
+
+def test_a_limit_holds_in_the_main_thread_alone() -> None:
+    ended = []
+
+    def block() -> None:
+        with time_limit(0.05, "The block", "seconds"):
+            time.sleep(0.3)
+        ended.append(True)
+
+    thread = threading.Thread(target=block)
+    thread.start()
+    thread.join()
+    assert ended == [True]
+
+
+HANGING_IN_C = """
+import ctypes
+from tieback.pipeline.trainer import time_limit
+
+time_limit._GRACE_SECONDS = 0.5
+lock, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+with time_limit.time_limit(0.5, "The engine", "rollout_timeout"):
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+"""
+
+
+def test_what_hangs_in_foreign_code_ends_the_process_with_its_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGING_IN_C], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert 'File "<string>", line 9 in <module>' in done.stderr
 
 
 def test_random_numbers_go_on_from_where_they_stood() -> None:

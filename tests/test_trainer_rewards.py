@@ -1,7 +1,8 @@
-"""Rewards: where the score lands, and the statistics that scores are divided by."""
+"""Rewards: where scores land, and the statistics that scores are divided by."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ LENGTHS = [3, 1, 5, 4]
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
 
 
+def at_last(scores: Tensor) -> Tensor:
+    """Scores [B] where they are paid: at the last of `LENGTHS` tokens, [B, 5]."""
+    return torch.zeros(len(scores), 5).scatter(1, torch.tensor(LENGTHS).unsqueeze(1) - 1, scores.unsqueeze(1))
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -26,7 +32,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def test_the_score_is_paid_at_the_last_real_token_and_nothing_follows_it() -> None:
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    rewards, discounts = token_rewards(scores, torch.zeros(4, 5), 0.1, MASK, 0.9)
+    rewards, discounts = token_rewards(at_last(scores), torch.zeros(4, 5), 0.1, MASK, 0.9)
     for row, length in enumerate(LENGTHS):
         expected = [0.0] * 5
         expected[length - 1] = scores[row].item()
@@ -36,11 +42,12 @@ def test_the_score_is_paid_at_the_last_real_token_and_nothing_follows_it() -> No
 
 def test_right_padding_changes_no_advantage() -> None:
     scores, kl, values = random(4), random(4, 5, seed=1), random(4, 6, seed=2)
-    rewards, discounts = token_rewards(scores, kl, 0.1, MASK, 0.9)
+    paid = at_last(scores)
+    rewards, discounts = token_rewards(paid, kl, 0.1, MASK, 0.9)
     advantages = gae(rewards, discounts, values, 0.8, MASK)
     for row, length in enumerate(LENGTHS):
         alone = token_rewards(
-            scores[row : row + 1], kl[row : row + 1, :length], 0.1, MASK[row : row + 1, :length], 0.9
+            paid[row : row + 1, :length], kl[row : row + 1, :length], 0.1, MASK[row : row + 1, :length], 0.9
         )
         expected = gae(*alone, values[row : row + 1, : length + 1], 0.8)
         torch.testing.assert_close(advantages[row, :length], expected[0], rtol=0, atol=1e-6)
@@ -51,8 +58,8 @@ def test_right_padding_changes_no_advantage() -> None:
 
 def test_garbage_under_the_mask_reaches_no_reward() -> None:
     kl = random(4, 5)
-    expected = token_rewards(torch.ones(4), kl, 0.1, MASK, 0.9)[0]
-    rewards = token_rewards(torch.ones(4), torch.where(MASK, kl, torch.nan), 0.1, MASK, 0.9)[0]
+    expected = token_rewards(at_last(torch.ones(4)), kl, 0.1, MASK, 0.9)[0]
+    rewards = token_rewards(at_last(torch.ones(4)), torch.where(MASK, kl, torch.nan), 0.1, MASK, 0.9)[0]
     torch.testing.assert_close(rewards, expected, rtol=0, atol=0)
 
 
@@ -85,6 +92,59 @@ def logprobs(model: torch.nn.Module, prompt: list[int], completion: list[int]) -
     return logits.log_softmax(-1)[range(len(completion)), completion]
 
 
+# Rewards by token.
+
+
+def halves(completion_ids: list[list[int]], **_: Any) -> list[list[float]]:
+    """Half a point for each token of an even number, less one for each of an odd one."""
+    return [[0.5 - 1.5 * (i % 2) for i in ids] for ids in completion_ids]
+
+
+def test_a_reward_given_by_token_is_paid_at_its_token_and_beside_one_of_the_whole(tmp_path: Path) -> None:
+    def some(completion_ids: list[list[int]], **_: Any) -> list[list[float] | float | None]:
+        by_token = halves(completion_ids)
+        return [by_token[row] if row < 3 else None if row < 5 else 4.0 for row in range(8)]
+
+    trainer = toy.ppo_trainer(
+        tmp_path, [some, toy.id_reward], reward_weights=[2.0, 0.5], missing_eos_penalty=0.25,
+        gamma=1.0, gae_lambda=1.0, kl_coef=0.0,
+    )  # fmt: skip
+    scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+    batch = trainer.to_batch(scored)
+    ids = scored.rollout.completion_ids
+    whole, tokens = toy.id_reward(ids), halves(ids)
+    assert len({len(row) for row in ids}) > 1
+    for row, completion in enumerate(ids):
+        expected = np.zeros(scored.token_scores.shape[1])
+        last = len(completion) - 1
+        if row < 3:
+            expected[: last + 1] += 2.0 * np.array(tokens[row])
+        elif row >= 5:
+            expected[last] += 8.0
+        expected[last] += 0.5 * whole[row] - 0.25 * scored.rollout.truncated[row]
+        assert scored.token_scores[row].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert scored.scores[row].item() == pytest.approx(expected.sum(), abs=1e-5)
+        # With gamma = lambda = 1 and no KL a return is the sum of what is paid from its token on.
+        to_come = expected[: last + 1][::-1].cumsum()[::-1]
+        assert batch.returns[row, : last + 1].tolist() == pytest.approx(to_come.tolist(), abs=1e-5)
+    assert scored.rewards[:3, 0].tolist() == pytest.approx([sum(row) for row in tokens[:3]])
+    assert scored.rewards[3:5, 0].isnan().all()
+
+
+def test_rewards_by_token_are_normalised_by_the_deviation_of_their_sums_and_clipped_each(
+    tmp_path: Path,
+) -> None:
+    trainer = toy.ppo_trainer(
+        tmp_path, halves, normalize_rewards=True, reward_clip=0.3, missing_eos_penalty=0
+    )
+    scored = trainer.score(trainer.generate([toy.prompts()[row] for row in range(8)]))
+    tokens = halves(scored.rollout.completion_ids)
+    deviation = np.std([sum(row) for row in tokens], ddof=1)
+    for row, rewards in enumerate(tokens):
+        expected = np.clip(np.array(rewards) / deviation, -0.3, 0.3)
+        assert scored.token_scores[row, : len(rewards)].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
 # Cut completions.
 
 
@@ -101,8 +161,8 @@ def test_only_a_cut_completion_pays_the_missing_eos_penalty(tmp_path: Path) -> N
 
 def test_bootstrapping_adds_the_discounted_value_of_the_end_and_follows_nothing() -> None:
     scores, kl, ends = random(4), random(4, 5, seed=1), torch.tensor([0.0, 5.0, 0.0, -3.0])
-    rewards, discounts = token_rewards(scores, kl, 0.1, MASK, 0.9, bootstrap_values=ends)
-    plain, plain_discounts = token_rewards(scores, kl, 0.1, MASK, 0.9)
+    rewards, discounts = token_rewards(at_last(scores), kl, 0.1, MASK, 0.9, bootstrap_values=ends)
+    plain, plain_discounts = token_rewards(at_last(scores), kl, 0.1, MASK, 0.9)
     added = torch.zeros(4, 5)
     added[1, 0], added[3, 3] = 0.9 * 5.0, 0.9 * -3.0
     torch.testing.assert_close(rewards - plain, added, rtol=0, atol=1e-6)

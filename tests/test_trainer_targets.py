@@ -31,7 +31,7 @@ def advantages_of(
     assert batch.ref_logprobs is not None
     kl = batch.old_logprobs - batch.ref_logprobs
     rewards, discounts = token_rewards(
-        scored.scores, kl, trainer.args.kl_coef, batch.mask, trainer.args.gamma
+        scored.token_scores, kl, trainer.args.kl_coef, batch.mask, trainer.args.gamma
     )
     values = torch.cat([batch.old_values, torch.zeros(len(batch), 1)], dim=1)
     return gae(rewards, discounts, values, gae_lambda, batch.mask)

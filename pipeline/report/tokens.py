@@ -9,7 +9,7 @@ from tieback.pipeline.report.html_parts import escape, number
 
 # Name of a figure of a token, what it is, and whether its sign matters.
 FIGURES = (
-    ("reward", "Reward", "−kl_coef·KL, and the score at the last token", True),
+    ("reward", "Reward", "−kl_coef·KL, and what is paid at the token", True),
     ("value", "Value", "what the critic expected before the token", True),
     ("advantage", "Advantage", "how much better than expected; before whitening", True),
     ("kl", "KL", "log π − log π of the reference, in nats", True),

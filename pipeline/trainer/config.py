@@ -169,7 +169,10 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
         default=None, metadata={"help": "Weight of each reward function; 1 each where not set."}
     )
     reward_clip: float | None = field(
-        default=None, metadata={"help": "Clip scores to plus or minus this much, after normalising."}
+        default=None,
+        metadata={
+            "help": "Clip scores, or each token's where they are given by token, to plus or minus this much, after normalising."
+        },
     )
     normalize_rewards: bool = field(
         default=False, metadata={"help": "Divide scores by their running standard deviation."}
@@ -192,10 +195,16 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "help": "Hold reference and reward models whole on each process under FSDP 2 and ZeRO-3, which saves communication and costs memory; they are sharded like the policy where not set."
         },
     )
+    rollout_timeout: float | None = field(
+        default=3600.0,
+        metadata={
+            "help": "Most seconds for the sampler, and for the reward functions, to answer with what they are asked for at once; then the run ends with a checkpoint. null for no limit."
+        },
+    )
     rollout_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that the tokens of each iteration are written to, with their log-probabilities, values, rewards and advantages, for `tieback replay`; nowhere where not set. It takes about 30 bytes a token, as many in each row as in the longest, and the texts."
+            "help": "Folder that the tokens of each iteration are written to, with their log-probabilities, values, rewards and advantages, for `tieback replay`; nowhere where not set. It takes about 35 bytes a token, as many in each row as in the longest, and the texts."
         },
     )
     log_completions: bool = field(
@@ -302,10 +311,11 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArg
             "gae_lambda_alpha",
             "importance_sampling_cap",
             "critic_learning_rate",
+            "rollout_timeout",
         ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}.")
         if self.critic_warmup_iterations and self.vf_coef == 0:
             raise ValueError(
                 f"critic_warmup_iterations={self.critic_warmup_iterations} trains the critic alone, but vf_coef is 0: "

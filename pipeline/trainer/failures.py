@@ -1,4 +1,4 @@
-"""A rollout that fails, by the sampler or by a judge: all processes stop together, and what is learnt is saved."""
+"""A rollout that fails, in training or evaluation, by the sampler or by a judge: all processes stop together, and what is learnt is saved."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def failing_together(accelerator: Accelerator) -> Iterator[None]:
 def checkpoint_on_failure(
     trainer: CheckpointedTrainer, restore_random_state: Callable[[], None]
 ) -> Iterator[None]:
-    """Where the block fails, which must be on all processes alike, save a checkpoint of the iteration before it.
+    """Where the block fails in training, which must be on all processes alike, save a checkpoint of the iteration before it.
 
     Args:
         trainer: whose weights and optimiser the block does not change.
@@ -51,7 +51,7 @@ def checkpoint_on_failure(
     try:
         yield
     except Exception:
-        if trainer.state.global_step > 0:
+        if trainer.is_in_train and trainer.state.global_step > 0:
             _save(trainer, restore_random_state)
         raise
 

@@ -62,6 +62,7 @@ class Judges:
         """
         if not self.scorers:
             return {}
-        scores = torch.tensor(call_scorers(self.scorers, rollout), device=device).T
+        totals = [rewards.totals for rewards in call_scorers(self.scorers, rollout)]
+        scores = torch.tensor(totals, device=device).T
         together = combine_rewards(scores, [1.0] * len(self.scorers), rollout)
         return {"judge/mean": together, **dict(zip(self.names, scores.T, strict=True))}

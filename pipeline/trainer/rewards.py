@@ -1,12 +1,14 @@
 """Scores per completion to rewards per token, and the running statistics that scores are divided by."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tieback.pipeline.rollout.texts import Rollout
+from tieback.pipeline.scorers import FunctionRewards
 
 
 @dataclass
@@ -17,18 +19,47 @@ class ScoredRollout:
         rollout: B completions.
         rewards: [B, F], what each reward function returned; NaN where it does not judge the row.
         raw_scores: [B], the weighted sum of the rewards.
-        scores: [B], what PPO maximises at the last token: the raw score, normalised and clipped where that is set, less
-            the missing-EOS penalty.
+        token_scores: [B, T], what is paid at each token, 0 behind a completion's end: the raw scores where they were given,
+            by token or else at the last one, normalised and clipped where that is set, less the missing-EOS penalty.
     """
 
     rollout: Rollout
     rewards: Tensor
     raw_scores: Tensor
-    scores: Tensor
+    token_scores: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """[B], what is paid for each completion: what PPO maximises, but for the KL penalty."""
+        return self.token_scores.sum(1)
+
+
+def place_rewards(
+    rewards: Sequence[FunctionRewards], weights: Sequence[float], lengths: Sequence[int], device: torch.device
+) -> Tensor:
+    """Weighted rewards of F functions where they are paid: by token, or at the last one where there is one number for all.
+
+    Args:
+        rewards: of each function, for B completions.
+        weights: F weights.
+        lengths: tokens of each completion; T is the most.
+        device: of the result.
+
+    Returns:
+        [B, T] float32, 0 where nothing is paid; a row sums up to what `combine_rewards` gives.
+    """
+    placed = torch.zeros(len(lengths), max(lengths))
+    for weight, (totals, by_token) in zip(weights, rewards, strict=True):
+        for row, (length, total, tokens) in enumerate(zip(lengths, totals, by_token, strict=True)):
+            if tokens is not None:
+                placed[row, :length] += weight * torch.tensor(tokens)
+            elif not math.isnan(total):
+                placed[row, length - 1] += weight * total
+    return placed.to(device)
 
 
 def token_rewards(
-    scores: Tensor,
+    token_scores: Tensor,
     kl: Tensor,
     kl_coef: float,
     mask: Tensor,
@@ -37,11 +68,11 @@ def token_rewards(
 ) -> tuple[Tensor, Tensor]:
     """Per-token rewards and discounts of a batch of completions.
 
-    r_t = −kl_coef·KL_t, and at the last token + score (Ziegler et al. 2019, eq. 2; InstructGPT, eq. 2). The
-    discount is gamma, and 0 at the last token, after which nothing follows.
+    r_t = score_t − kl_coef·KL_t, where score_t is 0 before the last token unless it was given by token (Ziegler et al. 2019,
+    eq. 2; InstructGPT, eq. 2). The discount is gamma, and 0 at the last token, after which nothing follows.
 
     Args:
-        scores: [B], paid at each row's last real token.
+        token_scores: [B, T], 0 where the mask is False.
         kl: [B, T] estimate of KL(policy ‖ reference) at each token.
         kl_coef: coefficient of the penalty.
         mask: [B, T] bool, True on real tokens; a row's tokens stand first.
@@ -54,8 +85,10 @@ def token_rewards(
     """
     last = mask.sum(dim=1, keepdim=True) - 1
     is_last = torch.arange(mask.shape[1], device=mask.device) == last
-    end = scores if bootstrap_values is None else scores + gamma * bootstrap_values
-    rewards = torch.where(mask, -kl_coef * kl, 0.0) + torch.where(is_last, end.unsqueeze(1), 0.0)
+    paid = token_scores
+    if bootstrap_values is not None:
+        paid = paid + torch.where(is_last, gamma * bootstrap_values.unsqueeze(1), 0.0)
+    rewards = torch.where(mask, -kl_coef * kl, 0.0) + paid
     discounts = torch.where(is_last, 0.0, gamma).to(rewards.dtype)
     return rewards, discounts
 

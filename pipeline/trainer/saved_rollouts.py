@@ -51,7 +51,7 @@ def save_rollout(
         "advantages": batch.advantages,
         "returns": batch.returns,
         "raw_scores": scored.raw_scores,
-        "scores": scored.scores,
+        "token_scores": scored.token_scores,
         "truncated": torch.tensor(rollout.truncated),
         "function_rewards": scored.rewards,
     }

@@ -40,7 +40,7 @@ def make_batch(
     if args.truncation == "bootstrap":
         end_values = values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
         bootstrap = torch.where(truncated, end_values, 0.0)
-    rewards, discounts = token_rewards(scored.scores, kl, kl_coef, mask, args.gamma, bootstrap)
+    rewards, discounts = token_rewards(scored.token_scores, kl, kl_coef, mask, args.gamma, bootstrap)
 
     gae_lambda: float | Tensor = args.gae_lambda
     if args.gae_lambda_alpha is not None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -65,12 +65,13 @@ from tieback.pipeline.trainer.placement import place_models
 from tieback.pipeline.trainer.precision import check_trained
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
-from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares
+from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares, place_rewards
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.pipeline.trainer.sharding import check_backend, policy_for_generation
 from tieback.pipeline.trainer.targets import check_some_ended, make_batch, without_truncated
+from tieback.pipeline.trainer.time_limit import time_limit
 from tieback.ppo_core import AdaptiveKLController, Batch, FixedKLController, PPOStats, update
 from tieback.reward_model.scoring import RewardScorer
 
@@ -317,7 +318,11 @@ class PPOTrainer(EvaluatedTrainer):
         """Sample a completion for the prompt of each row."""
         prompts = [row["prompt"] for row in rows]
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
-        with self._generation_model() as actor_critic, failing_together(self.accelerator):
+        with (
+            self._generation_model() as actor_critic,
+            failing_together(self.accelerator),
+            self._answering(f"The sampler ({self.args.sampler})"),
+        ):
             self.sampler.sync(actor_critic)
             completions = self.sampler.sample(
                 prompt_ids, with_logprobs=self.args.importance_sampling is not None
@@ -333,21 +338,26 @@ class PPOTrainer(EvaluatedTrainer):
         """
         device = self.accelerator.device
         # The slowest judge is waited for here, up to ddp_timeout: DeepSpeed has process groups with a limit of their own.
-        with failing_together(self.accelerator):
-            rewards = torch.tensor(call_scorers(self.scorers, rollout), device=device).T
+        with failing_together(self.accelerator), self._answering("Reward functions"):
+            judged = call_scorers(self.scorers, rollout)
+            rewards = torch.tensor([function.totals for function in judged], device=device).T
             raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
-        scores = raw_scores
+        lengths = [len(ids) for ids in rollout.completion_ids]
+        token_scores = place_rewards(judged, self.reward_weights, lengths, device)
         if self.args.normalize_rewards:
             if training:
-                self.reward_moments.update(self.accelerator.gather(scores))
-            scores = scores / self.reward_moments.std
+                self.reward_moments.update(self.accelerator.gather(raw_scores))
+            token_scores = token_scores / self.reward_moments.std
         if self.args.reward_clip is not None:
-            scores = scores.clamp(-self.args.reward_clip, self.args.reward_clip)
+            token_scores = token_scores.clamp(-self.args.reward_clip, self.args.reward_clip)
         if self.args.truncation == "penalty":
-            scores = scores - self.args.missing_eos_penalty * overlong_shares(
+            shares = overlong_shares(
                 rollout, self.args.max_completion_length, self.args.overlong_buffer_length
-            ).to(device)
-        return ScoredRollout(rollout, rewards, raw_scores, scores)
+            )
+            last = torch.tensor(lengths, device=device).unsqueeze(1) - 1
+            penalties = -self.args.missing_eos_penalty * shares.to(device).unsqueeze(1)
+            token_scores = token_scores.scatter_add(1, last, penalties)
+        return ScoredRollout(rollout, rewards, raw_scores, token_scores)
 
     def to_batch(self, scored: ScoredRollout) -> Batch:
         """What `update` learns from: log-probabilities and values of the rollout, and advantages of its rewards."""
@@ -381,6 +391,9 @@ class PPOTrainer(EvaluatedTrainer):
         )
         return logprobs, values, ref_logprobs
 
+    def _answering(self, what: str) -> AbstractContextManager[None]:
+        return time_limit(self.args.rollout_timeout, what, "rollout_timeout")
+
     @contextmanager
     def _generation_model(self) -> Iterator[ActorCritic]:
         with (
@@ -407,7 +420,7 @@ class PPOTrainer(EvaluatedTrainer):
         scored = self.score(self.generate(rows), training=False)
         inputs, mask = self._pack(scored.rollout)
         logprobs, _, ref_logprobs = self._score_tokens(inputs)
-        with failing_together(self.accelerator):
+        with failing_together(self.accelerator), self._answering("Judges"):
             judged = self.judges.judge(scored.rollout, self.accelerator.device)
         kl = sequence_kl(logprobs, ref_logprobs, mask)
         return rollout_figures(scored, kl, self.reward_names) | judged
