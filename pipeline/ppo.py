@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, run
+from tieback.data.sources import load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.finished import is_finished
 from tieback.pipeline.hub import claim_repository, publish
@@ -85,6 +86,15 @@ class PPOArguments:
             "help": "Reward models and functions, named as in reward_funcs, that score evaluations during training and take no part in it: a second opinion on what the reward has become. metric_for_best_model: judge/mean chooses by them."
         },
     )
+    ptx_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Source of the texts that ptx_coef imitates: helpdesk, a local file, or a hub data set, with demonstrations as SFT takes them."
+        },
+    )
+    ptx_max_rows: int | None = field(
+        default=None, metadata={"help": "Most of those texts that are read; of helpdesk, how many are made."}
+    )
     critic_init: str = field(
         default="reward",
         metadata={
@@ -129,6 +139,7 @@ def main() -> None:
     metrics |= {
         "num_prompts/train": len(trainer.train_dataset),
         "num_prompts/left_out": num_left_out,
+        **({"num_demonstrations/ptx": len(trainer.ptx.texts)} if trainer.ptx.texts else {}),
         "train/iterations": trainer.state.global_step,
         "train/seconds": time.perf_counter() - started,
         **first_step.figures(),
@@ -188,8 +199,18 @@ def make_trainer(
         value_model=critic_to_start_from(ppo_args, rewards),
         peft_config=peft_config,
         judge_funcs=judges or None,
+        ptx_dataset=load_ptx(ppo_args, args.seed),
     )
     return trainer, counts["left_out"]
+
+
+def load_ptx(ppo_args: PPOArguments, seed: int) -> Dataset | None:
+    """The texts that are imitated; None where none are named."""
+    if ppo_args.ptx_dataset_name is None:
+        return None
+    return load_rows(
+        ppo_args.ptx_dataset_name, "demonstrations", max_rows=ppo_args.ptx_max_rows, seed=seed
+    ).dataset
 
 
 def load_start(

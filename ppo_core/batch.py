@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class Batch:
         ref_logprobs: `[B, T]`, log-probabilities of the actions under the reference policy; None where there is none.
         importance_weights: `[B, T]`, probability of the actions under the policy of the rollout, over that under what
             they were really drawn from, capped; the policy's terms are multiplied by it. None for 1 everywhere.
+        imitation_weights: `[B, T]`, weight of −log π of actions that are to be imitated, 0 for all others; it counts under the
+            mask and outside of it. None where there are none.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -36,6 +39,7 @@ class Batch:
     mask: Tensor
     ref_logprobs: Tensor | None = None
     importance_weights: Tensor | None = None
+    imitation_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool:
@@ -76,12 +80,17 @@ class Batch:
     def micro_batches(self, groups: Sequence[Tensor], count: int) -> Iterator["Batch"]:
         """The rows of each of `groups`, then as many batches as make up `count` in which nothing counts.
 
-        Such a batch is one row, wholly masked. They keep a rank in step with others that have more rows.
+        Such a batch is one row, wholly masked and not imitated. They keep a rank in step with others that have more rows.
         """
         yield from (self[rows] for rows in groups)
         filler = self[groups[-1][-1:] if groups else slice(1)]
+        nothing: dict[str, Any] = {
+            name: torch.zeros_like(column)
+            for name, column in filler._columns().items()
+            if name in ("mask", "imitation_weights")
+        }
         for _ in range(count - len(groups)):
-            yield replace(filler, mask=torch.zeros_like(filler.mask))
+            yield replace(filler, **nothing)
 
     def _columns(self) -> dict[str, Tensor]:
         """The `[B, T]` tensors that are there, by name."""

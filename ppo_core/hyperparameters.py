@@ -31,6 +31,12 @@ class PPOHyperparameters:
         default=0.2,
         metadata={"help": "Range ε of the values around those of the rollout; null for no clipping."},
     )
+    huber_delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "The value loss grows linearly, not as the square, where a value is off by more than this; null for squares everywhere."
+        },
+    )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     ent_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
     kl_loss_coef: float = field(
@@ -79,7 +85,7 @@ class PPOHyperparameters:
         Raises:
             ValueError: a setting is out of its range.
         """
-        for name in ("clip_range", "clip_range_high", "value_clip_range", "target_kl"):
+        for name in ("clip_range", "clip_range_high", "value_clip_range", "huber_delta", "target_kl"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, but is {value}.")

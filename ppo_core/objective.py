@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from tieback.ppo_core.batch import Batch
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
@@ -40,11 +41,14 @@ class Term(NamedTuple):
         elements: `[B, T]`, before the coefficient; the gradient flows through it.
         trains_critic: whether the term fits the critic. Terms that do are all of the loss while the critic alone
             is trained (`update` with `value_only`).
+        mask: bool `[B, T]`, where the term counts; the batch's mask when None. It is divided by the number of the batch's
+            unmasked elements in any case.
     """
 
     coefficient: float
     elements: Tensor
     trains_critic: bool = False
+    mask: Tensor | None = None
 
 
 def ppo_terms(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -> dict[str, Term]:
@@ -73,7 +77,9 @@ def ppo_terms(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -
     terms = {
         "value/loss": Term(
             hyper.vf_coef,
-            value_loss(outputs.values, batch.old_values, batch.returns, hyper.value_clip_range),
+            value_loss(
+                outputs.values, batch.old_values, batch.returns, hyper.value_clip_range, hyper.huber_delta
+            ),
             trains_critic=True,
         ),
         "policy/loss": Term(1.0, _weighted(surrogate, weights)),
@@ -84,6 +90,9 @@ def ppo_terms(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -
             raise ValueError("kl_loss_coef needs a reference policy, but the batch has no ref_logprobs.")
         kl = kl_loss(outputs.logprobs, batch.old_logprobs, batch.ref_logprobs, hyper.kl_loss_estimator)
         terms["kl/loss"] = Term(hyper.kl_loss_coef, _weighted(kl, weights))
+    if batch.imitation_weights is not None:
+        likelihood = _weighted(-outputs.logprobs, batch.imitation_weights)
+        terms["imitation/loss"] = Term(1.0, likelihood, mask=batch.imitation_weights != 0)
     return terms
 
 
@@ -130,31 +139,46 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, value_clip_range: float | None = None
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    value_clip_range: float | None = None,
+    huber_delta: float | None = None,
 ) -> Tensor:
     """Squared error of the critic, clipped like the policy's ratio.
 
         L_t = ½ max((V_t − R_t)², (clip(V_t, V_old,t − ε, V_old,t + ε) − R_t)²)
 
-    From the code of Schulman et al. 2017 (OpenAI Baselines `ppo2`); the plain ½ (V_t − R_t)² without a range.
+    From the code of Schulman et al. 2017 (OpenAI Baselines `ppo2`); the plain ½ (V_t − R_t)² without a range. With
+    `huber_delta` δ, ½ e² is δ (|e| − ½ δ) where |e| > δ (Huber 1964, "Robust Estimation of a Location Parameter"), so that no
+    return has a gradient of more than δ.
 
     Args:
         values: `[B, T]`, the critic's values; the gradient flows into it.
         old_values: `[B, T]`, its values at the time of the rollout.
         returns: `[B, T]`, targets.
         value_clip_range: ε; no clipping when None.
+        huber_delta: δ; squared errors when None.
 
     Returns:
         `[B, T]`, loss of each element; not yet multiplied by a coefficient.
     """
     if value_clip_range is None:
         finite, (values, returns) = _finite(values, returns)
-        squares = (values - returns).square()
+        losses = _error_loss(values, returns, huber_delta)
     else:
         finite, (values, old_values, returns) = _finite(values, old_values, returns)
         clipped = torch.clamp(values, old_values - value_clip_range, old_values + value_clip_range)
-        squares = torch.maximum((values - returns).square(), (clipped - returns).square())
-    return torch.where(finite, 0.5 * squares, torch.nan)
+        losses = torch.maximum(
+            _error_loss(values, returns, huber_delta), _error_loss(clipped, returns, huber_delta)
+        )
+    return torch.where(finite, losses, torch.nan)
+
+
+def _error_loss(values: Tensor, returns: Tensor, huber_delta: float | None) -> Tensor:
+    if huber_delta is None:
+        return 0.5 * (values - returns).square()
+    return huber_loss(values, returns, reduction="none", delta=huber_delta)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tieback.ppo_core.batch import Batch
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
-from tieback.ppo_core.objective import PolicyOutputs, Term, clip_bounds, kl_estimate
+from tieback.ppo_core.objective import PolicyOutputs, Term, clip_bounds, kl_estimate, value_loss
 
 
 class Outcome(NamedTuple):
@@ -79,7 +79,7 @@ class PPOStats:
 
     @property
     def value_loss(self) -> float:
-        """Clipped squared error of the critic, before its coefficient."""
+        """Clipped error of the critic, before its coefficient."""
         return self.terms["value/loss"]
 
     @property
@@ -119,13 +119,13 @@ def diagnostics(
     ratio = torch.exp(outputs.logprobs - batch.old_logprobs)
     lower, upper = clip_bounds(hyper.clip_range, hyper.clip_range_high)
     clipped = ratio.clamp(lower, upper) * batch.advantages < ratio * batch.advantages
-    squares = (outputs.values - batch.returns).square()
+    unclipped = value_loss(outputs.values, batch.old_values, batch.returns, huber_delta=hyper.huber_delta)
     return {
         "approx_kl": kl_estimate(batch.old_logprobs, outputs.logprobs, "k3"),
         "ratio": ratio,
         "clip_fraction": clipped.to(ratio.dtype),
         # The clipped loss is the greater of the two; its rounding is the same where it is not.
-        "value_clip_fraction": (2 * terms["value/loss"].elements > squares).to(ratio.dtype),
+        "value_clip_fraction": (terms["value/loss"].elements > unclipped).to(ratio.dtype),
     }
 
 

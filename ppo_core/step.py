@@ -100,7 +100,8 @@ class MinibatchStep:
         mask = micro_batch.mask
         outputs = self._evaluate(micro_batch)
         terms = ppo_terms(micro_batch, outputs, self.hyper)
-        sums = {name: masked_sum(term.elements, mask) for name, term in terms.items()}
+        masks = {name: mask if term.mask is None else term.mask for name, term in terms.items()}
+        sums = {name: masked_sum(term.elements, masks[name]) for name, term in terms.items()}
         # A coefficient of 0 leaves the term out: 0 · NaN would be NaN where it is not finite.
         used = {name: term for name, term in terms.items() if term.coefficient != 0}
         weighted = [
@@ -118,7 +119,7 @@ class MinibatchStep:
             figures = diagnostics(micro_batch, outputs, terms, self.hyper)
             figure_sums = {name: masked_sum(figure, mask) for name, figure in figures.items()}
             non_finite = {
-                name: masked_sum((~torch.isfinite(term.elements)).float(), mask)
+                name: masked_sum((~torch.isfinite(term.elements)).float(), masks[name])
                 for name, term in used.items()
             }
             log_ratio = torch.where(mask, outputs.logprobs - micro_batch.old_logprobs, 0.0).abs().flatten()

@@ -13,7 +13,14 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from reference.toy import ToyActorCritic, make_batch, parameters, poisoned, with_reference_and_weights
+from reference.toy import (
+    ToyActorCritic,
+    make_batch,
+    parameters,
+    poisoned,
+    with_imitation,
+    with_reference_and_weights,
+)
 
 from tieback.ppo_core import Batch, PPOHyperparameters, explained_variance, update, whiten
 
@@ -35,6 +42,8 @@ UPDATES: dict[str, tuple[int, dict[str, Any]]] = {
         5,
         {"hyper": replace(HYPER, kl_loss_coef=0.3), "extended": True, "garbage": math.nan},
     ),
+    "imitation, uneven shards": (5, {"micro_batch_size": 1, "imitating": True}),
+    "imitation, an empty shard": (8, {"imitating": True}),
     "critic warm-up": (4, {"value_only": True, "adamw": True}),
     "no value term": (4, {"hyper": replace(HYPER, vf_coef=0.0), "adamw": True}),
     "early stop": (3, {"hyper": replace(HYPER, num_ppo_epochs=4, target_kl=0.02), "off_policy": 0.0}),
@@ -51,12 +60,14 @@ def run_update(
     lengths: list[int] = LENGTHS,
     garbage: float = 0.0,
     extended: bool = False,
+    imitating: bool = False,
     off_policy: float = 0.3,
     value_only: bool = False,
     adamw: bool = False,
 ) -> dict[str, Any]:
     """Update the toy on `rows` of the global batch."""
     batch = make_batch(lengths, off_policy=off_policy)
+    batch = with_imitation(batch) if imitating else batch
     batch = poisoned(with_reference_and_weights(batch) if extended else batch, garbage)[rows]
     policy = ToyActorCritic()
     if adamw:
@@ -132,6 +143,8 @@ def process(rank: int, port: int, folder: str) -> None:
     results = run_all(accelerator, lambda first: slice(0, first) if rank == 0 else slice(first, None))
     torch.save(results, Path(folder) / f"{rank}.pt")
     accelerator.end_training()
+    # Gloo's threads may abort a process that ends by itself ("terminate called without an active exception").
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,8 @@ MUTATIONS = {
     ),
     "the smaller value loss is taken": (
         "objective.py",
-        "torch.maximum((values - returns).square()",
-        "torch.minimum((values - returns).square()",
+        "torch.maximum(\n            _error_loss(values",
+        "torch.minimum(\n            _error_loss(values",
         "test_ppo_core_objective.py",
     ),
     "the KL in the loss forgets that an older policy acted": (

@@ -118,6 +118,33 @@ def test_value_loss_and_its_gradient_equal_the_reference(value_clip_range: float
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "slope"),
+    [
+        (0.1, 0.4, 0.045, -0.3),  # within δ = 0.5: ½ e²
+        (0.1, 3.0, 0.5 * (2.9 - 0.25), -0.5),  # beyond: δ (|e| − ½ δ), of slope δ
+        (0.7, -1.0, 0.5 * (1.7 - 0.25), 0.5),  # the unclipped one is the greater
+        (0.7, 2.0, 0.5 * (1.8 - 0.25), 0.0),  # the clipped one is, at 0.2
+    ],
+)
+def test_huber_loss_is_linear_beyond_delta_and_clipped_alike(
+    value: float, target: float, loss: float, slope: float
+) -> None:
+    values = torch.tensor([value], requires_grad=True)
+    result = value_loss(values, torch.zeros(1), torch.tensor([target]), 0.2, huber_delta=0.5)
+    result.sum().backward()
+    assert values.grad is not None
+    assert (result.item(), values.grad.item()) == pytest.approx((loss, slope))
+
+
+def test_a_large_delta_is_the_squared_error() -> None:
+    values, old, returns = torch.randn(3, 4, 60, generator=torch.Generator().manual_seed(1))
+    for clip in (None, 0.3):
+        torch.testing.assert_close(
+            value_loss(values, old, returns, clip, huber_delta=1e3), value_loss(values, old, returns, clip)
+        )
+
+
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_garbage_under_the_mask_changes_neither_losses_nor_gradients(garbage: float, place: int) -> None:
@@ -323,8 +350,8 @@ def test_the_kl_in_the_loss_is_a_term_and_asks_for_a_reference() -> None:
     assert "kl/loss" not in ppo_terms(batch, outputs, PPOHyperparameters())
     for estimator in ("k1", "k2", "k3"):
         hyper = PPOHyperparameters(kl_loss_coef=0.1, kl_loss_estimator=estimator)
-        coefficient, elements, trains_critic = ppo_terms(batch, outputs, hyper)["kl/loss"]
-        assert (coefficient, trains_critic) == (0.1, False)
+        coefficient, elements, trains_critic, mask = ppo_terms(batch, outputs, hyper)["kl/loss"]
+        assert (coefficient, trains_critic, mask) == (0.1, False, None)
         assert torch.equal(elements, kl_loss(outputs.logprobs, column, batch.ref_logprobs, estimator))
 
 

@@ -24,6 +24,7 @@ from reference.toy import (
     run,
     to_linear,
     to_reference,
+    with_imitation,
     with_reference_and_weights,
 )
 from torch import Tensor
@@ -358,3 +359,46 @@ def test_a_coefficient_of_zero_leaves_its_term_out_whatever_its_elements_are() -
     for policy in optimizer_of:
         assert torch.equal(policy.critic, ToyActorCritic().critic), "weight decay moved what is not trained"
         assert not torch.isclose(policy.actor, ToyActorCritic().actor).any()
+
+
+# Imitation.
+
+
+def test_imitated_actions_are_pulled_by_their_likelihood_under_the_mask_and_outside_of_it() -> None:
+    batch = with_imitation(make_batch(LENGTHS))
+    weights = batch.imitation_weights
+    assert weights is not None
+    assert ((weights > 0) & ~batch.mask).any()
+    assert ((weights > 0) & batch.mask).any()
+    with_it, stats = run(batch, PLAIN)
+    without, _ = run(replace(batch, imitation_weights=None), PLAIN)
+
+    policy = ToyActorCritic()
+    logprobs, _, _ = policy.evaluate(batch)
+    loss = -(weights * logprobs).sum() / batch.mask.sum()
+    loss.backward()
+    assert policy.actor.grad is not None
+    pulled = torch.cat([policy.actor.grad.flatten(), torch.zeros_like(policy.critic)])
+    torch.testing.assert_close(with_it, without - 0.5 * pulled, rtol=0, atol=2e-6)
+    assert stats.metrics()["imitation/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 100])
+def test_the_micro_batch_size_changes_no_imitation(micro_batch_size: int) -> None:
+    batch = with_imitation(make_batch(LENGTHS))
+    assert_same(run(batch, HARD, micro_batch_size), run(batch, HARD, 2))
+
+
+def test_while_the_critic_learns_alone_nothing_is_imitated() -> None:
+    batch = make_batch(LENGTHS)
+    imitating, _ = run(with_imitation(batch), PLAIN, value_only=True)
+    plain, _ = run(batch, PLAIN, value_only=True)
+    torch.testing.assert_close(imitating, plain, rtol=0, atol=0)
+
+
+def test_nothing_is_imitated_in_the_micro_batches_that_keep_processes_in_step() -> None:
+    batch = with_imitation(make_batch([2, 2]))
+    *_, filler = batch.micro_batches([torch.tensor([0, 1])], 2)
+    assert filler.imitation_weights is not None
+    assert not filler.mask.any()
+    assert not filler.imitation_weights.any()

@@ -120,6 +120,11 @@ FAULTS: dict[str, tuple[list[str], str]] = {
         ["--save_strategy", "best"],
         r"save_strategy=best .* need evaluations during training: .*num_eval_prompts",
     ),
+    "texts without a weight": (
+        ["--ptx_dataset_name", "{run}/prompts.jsonl"],
+        r"prompts.jsonl, line 1: demonstrations need `prompt` and `completion`",
+    ),
+    "a weight without texts": (["--ptx_coef", "1.0"], r"ptx_coef is 1\.0, .* is missing: give both"),
     "fp16": (["--fp16", "true"], r"fp16=True is not supported"),
     "a reward function with other parameters": (
         ["--reward_funcs", "json:dumps", "--critic_init", "policy"],
@@ -239,6 +244,17 @@ def test_the_critic_can_start_from_the_policy_and_rewards_be_functions_alone(
     assert metrics["reward/short"] < 0
     assert metrics["num_prompts/train"] == 12
     assert metrics["train/iterations"] == 2
+
+
+def test_texts_are_imitated_that_a_file_holds(run_dir: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"cat dog {word} up"}) + "\n" for word in ("red", "blue", "no"))
+    )
+    run(run_dir, tmp_path, "--ptx_dataset_name", str(texts), "--ptx_max_rows", "2", "--ptx_coef", "0.5")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["num_demonstrations/ptx"] == 2
+    assert metrics["imitation/loss"] > 1
 
 
 @pytest.fixture(scope="module")

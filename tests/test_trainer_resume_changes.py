@@ -21,6 +21,7 @@ from tieback.pipeline.trainer.run_identity import input_digests, seed_of_process
 BEFORE: dict[str, Any] = {
     **{"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01},
     **{"max_prompt_length": 45, "critic_warmup_iterations": 1},
+    **{"ptx_dataset": toy.demonstrations(), "ptx_coef": 0.1, "positive_nll_coef": 0.1, "positive_score": 0.5},
 }
 
 # Another value for each setting that what is learnt depends on.
@@ -51,6 +52,7 @@ MATTERS: dict[str, Any] = {
     "clip_range_high": 0.3,
     "dual_clip": 3.0,
     "value_clip_range": 0.1,
+    "huber_delta": 0.5,
     "vf_coef": 0.2,
     "ent_coef": 0.01,
     "gamma": 0.9,
@@ -58,6 +60,11 @@ MATTERS: dict[str, Any] = {
     "critic_gae_lambda": 1.0,
     "gae_lambda_alpha": 0.5,
     "importance_sampling": "token",
+    "ptx_coef": 0.2,
+    "ptx_batch_size": 3,
+    "ptx_max_length": 20,
+    "positive_nll_coef": 0.2,
+    "positive_score": 0.6,
     "importance_sampling_cap": 3.0,
     "num_ppo_epochs": 1,
     "num_minibatches": 1,

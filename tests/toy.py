@@ -103,6 +103,17 @@ def prompts(count: int = 16) -> Dataset:
     )
 
 
+def demonstrations(count: int = 5) -> list[dict[str, Any]]:
+    """The first prompts, each answered by its words in reverse."""
+    return [
+        {
+            "prompt": prompt,
+            "completion": [{"role": "assistant", "content": " ".join(prompt[0]["content"].split()[::-1])}],
+        }
+        for prompt in prompts(count)["prompt"]
+    ]
+
+
 def brief_policy(tok: PreTrainedTokenizerFast, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """An untrained policy whose responses end soon: every sixth id ends one."""
     model = policy(tok, seed, **changes)
@@ -137,6 +148,7 @@ def ppo_trainer(
     peft_config: Any = None,
     callbacks: Any = None,
     judge_funcs: Any = None,
+    ptx_dataset: Any = None,
     **settings: Any,
 ) -> PPOTrainer:
     """A PPOTrainer of two iterations of eight completions, two epochs and two minibatches each."""
@@ -167,6 +179,7 @@ def ppo_trainer(
         callbacks=callbacks,
         peft_config=peft_config,
         judge_funcs=judge_funcs,
+        ptx_dataset=ptx_dataset,
     )
 
 

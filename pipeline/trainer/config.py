@@ -9,6 +9,7 @@ from transformers import GenerationConfig, TrainingArguments
 
 from tieback.pipeline.resume import ResumeSettings
 from tieback.pipeline.rollout.settings import RolloutSettings, read_mapping
+from tieback.pipeline.trainer.imitation_settings import ImitationSettings
 from tieback.pipeline.trainer.setting_checks import (
     check_available,
     check_launched,
@@ -42,7 +43,7 @@ SETTINGS_WITH_A_FIELD = {
 
 
 @dataclass
-class PPOConfig(PPOHyperparameters, RolloutSettings, ResumeSettings, TrainingArguments):
+class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSettings, TrainingArguments):
     """Settings of `PPOTrainer`.
 
     One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the

@@ -41,6 +41,7 @@ def input_digests(
     tokenizer: PreTrainedTokenizerBase,
     train_dataset: Dataset | None,
     peft_config: PeftConfig | None,
+    ptx_dataset: Dataset | None = None,
 ) -> dict[str, Any]:
     """Digests of what a trainer was given, by the names of its arguments. All processes must call, before training.
 
@@ -54,6 +55,7 @@ def input_digests(
         tokenizer: the policy's.
         train_dataset: prompt rows.
         peft_config: of a new adapter.
+        ptx_dataset: texts that are imitated.
     """
     rewards = [_scorer_digest(scorer) for scorer in scorers]
     inputs = {
@@ -63,6 +65,7 @@ def input_digests(
         "processing_class": tokenizer_digest(tokenizer),
         "train_dataset": None if train_dataset is None else rows_digest(train_dataset),
         "peft_config": None if peft_config is None else _adapter_settings(peft_config),
+        "ptx_dataset": None if ptx_dataset is None else rows_digest(ptx_dataset),
     }
     return dict(broadcast_object_list([inputs])[0])
 

@@ -28,9 +28,7 @@ from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.scorers import (
     RewardSource,
-    call_scorers,
     check_call,
-    combine_rewards,
     make_scorers,
     read_weights,
     unique_reward_names,
@@ -48,6 +46,7 @@ from tieback.pipeline.trainer.figures import (
     sequence_kl,
     std_within_prompt,
 )
+from tieback.pipeline.trainer.imitation import PTXTexts, with_imitation
 from tieback.pipeline.trainer.importance import compare_with_sampler
 from tieback.pipeline.trainer.input_checks import (
     check_args,
@@ -65,9 +64,10 @@ from tieback.pipeline.trainer.placement import place_models
 from tieback.pipeline.trainer.precision import check_trained
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
-from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares, place_rewards
+from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
+from tieback.pipeline.trainer.scoring import score_rollout
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.pipeline.trainer.sharding import check_backend, policy_for_generation
 from tieback.pipeline.trainer.targets import check_some_ended, make_batch, without_truncated
@@ -101,6 +101,8 @@ class PPOTrainer(EvaluatedTrainer):
         optimizers: an optimiser and a schedule of your own.
         peft_config: adapter to train; the reference is then the policy with the adapter off.
         judge_funcs: like `reward_funcs`: they score what `evaluate` samples, and take no part in training.
+        ptx_dataset: demonstrations (`prompt` and `completion`, `messages`, or `text`) that the policy imitates beside PPO, with
+            the weight `ptx_coef`.
     """
 
     args: PPOConfig
@@ -123,10 +125,12 @@ class PPOTrainer(EvaluatedTrainer):
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         peft_config: PeftConfig | None = None,
         judge_funcs: RewardSource | Sequence[RewardSource] | None = None,
+        ptx_dataset: PromptRows | None = None,
     ):
         args = PPOConfig() if args is None else args
         check_args(args)
         train_set, eval_sets = read_set("train_dataset", train_dataset), read_eval_sets(eval_dataset)
+        ptx_set = read_set("ptx_dataset", ptx_dataset)
         set_seed(args.seed)
         if isinstance(model, str):
             with loading("model", model):
@@ -165,7 +169,10 @@ class PPOTrainer(EvaluatedTrainer):
         self.judges.check(by_name("eval_dataset", eval_sets))
         check_evaluation(args, eval_sets, [*figure_names(self.reward_names), *self.judges.figure_names])
 
-        self.inputs = input_digests(model, value_model, self.scorers, tokenizer, train_set, peft_config)
+        self.ptx = PTXTexts(ptx_set, tokenizer, args)
+        self.inputs = input_digests(
+            model, value_model, self.scorers, tokenizer, train_set, peft_config, ptx_set
+        )
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
         trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
         self.interrupt = InterruptCallback()
@@ -271,7 +278,8 @@ class PPOTrainer(EvaluatedTrainer):
             learnt = without_truncated(batch, rollout.truncated)
         with times.phase("update"):
             value_only = self.critic_warmup.active(self.state.global_step)
-            stats = self._update(learnt, self.args.num_ppo_epochs, 1_000_003, value_only)
+            imitating = learnt if value_only else self._with_imitation(learnt, scored)
+            stats = self._update(imitating, self.args.num_ppo_epochs, 1_000_003, value_only)
             if self.args.extra_critic_epochs:
                 self._update(learnt, self.args.extra_critic_epochs, 1_000_033, value_only=True)
         self.critic_warmup.update(stats.explained_variance)
@@ -297,6 +305,13 @@ class PPOTrainer(EvaluatedTrainer):
         # Not later: a new epoch of the data draws a number before the next iteration.
         self._restore_random_state = random_state(self.accelerator.device)
         return torch.tensor(stats.policy_loss, device=self.accelerator.device)
+
+    def _with_imitation(self, batch: Batch, scored: ScoredRollout) -> Batch:
+        if not (self.args.ptx_coef or self.args.positive_nll_coef):
+            return batch
+        texts = self.ptx.draw(self.state.global_step, self.accelerator) if self.args.ptx_coef else []
+        pad_id = self.processing_class.pad_token_id
+        return with_imitation(batch, scored, texts, pad_id, self.accelerator, self.args)
 
     def _update(self, batch: Batch, epochs: int, factor: int, value_only: bool) -> PPOStats:
         """`update` with so many epochs, whose minibatches are drawn by the seed times `factor` and by the iteration."""
@@ -336,28 +351,15 @@ class PPOTrainer(EvaluatedTrainer):
             rollout: B completions.
             training: whether the running reward statistics take these scores in.
         """
-        device = self.accelerator.device
-        # The slowest judge is waited for here, up to ddp_timeout: DeepSpeed has process groups with a limit of their own.
-        with failing_together(self.accelerator), self._answering("Reward functions"):
-            judged = call_scorers(self.scorers, rollout)
-            rewards = torch.tensor([function.totals for function in judged], device=device).T
-            raw_scores = combine_rewards(rewards, self.reward_weights, rollout)
-        lengths = [len(ids) for ids in rollout.completion_ids]
-        token_scores = place_rewards(judged, self.reward_weights, lengths, device)
-        if self.args.normalize_rewards:
-            if training:
-                self.reward_moments.update(self.accelerator.gather(raw_scores))
-            token_scores = token_scores / self.reward_moments.std
-        if self.args.reward_clip is not None:
-            token_scores = token_scores.clamp(-self.args.reward_clip, self.args.reward_clip)
-        if self.args.truncation == "penalty":
-            shares = overlong_shares(
-                rollout, self.args.max_completion_length, self.args.overlong_buffer_length
-            )
-            last = torch.tensor(lengths, device=device).unsqueeze(1) - 1
-            penalties = -self.args.missing_eos_penalty * shares.to(device).unsqueeze(1)
-            token_scores = token_scores.scatter_add(1, last, penalties)
-        return ScoredRollout(rollout, rewards, raw_scores, token_scores)
+        return score_rollout(
+            rollout,
+            self.scorers,
+            self.reward_weights,
+            self.reward_moments,
+            self.accelerator,
+            self.args,
+            training,
+        )
 
     def to_batch(self, scored: ScoredRollout) -> Batch:
         """What `update` learns from: log-probabilities and values of the rollout, and advantages of its rewards."""

@@ -76,6 +76,14 @@ def with_reference_and_weights(batch: Batch, seed: int = 5) -> Batch:
     )
 
 
+def with_imitation(batch: Batch, seed: int = 6) -> Batch:
+    """The same batch with weights of imitation at half of all steps, masked ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = batch.mask.shape
+    imitated = torch.rand(shape, generator=generator) < 0.5
+    return replace(batch, imitation_weights=imitated * torch.rand(shape, generator=generator))
+
+
 def poisoned(batch: Batch, garbage: float) -> Batch:
     """The same batch with `garbage` wherever it is masked, in what the policy puts out, too."""
 
@@ -91,6 +99,7 @@ def poisoned(batch: Batch, garbage: float) -> Batch:
         mask=batch.mask,
         ref_logprobs=None if batch.ref_logprobs is None else poison(batch.ref_logprobs),
         importance_weights=None if batch.importance_weights is None else poison(batch.importance_weights),
+        imitation_weights=batch.imitation_weights,
     )
 
 

@@ -63,6 +63,13 @@ CASES: dict[str, dict[str, Any]] = {
         **SAVED,
     },
     # The second step of an iteration goes too far, and is not taken.
+    "imitation": {
+        "ptx_dataset": toy.demonstrations(),
+        "ptx_coef": 0.5,
+        "positive_nll_coef": 0.2,
+        "positive_score": 0.4,
+        "num_ppo_epochs": 2,
+    },
     "target KL": {"target_kl": 1e-4, "num_ppo_epochs": 3},
 }
 # The checkpoint from which a case is resumed: within the critic's warm-up (where the policy has no optimiser state), after it.
