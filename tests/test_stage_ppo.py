@@ -120,7 +120,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
         ["--save_strategy", "best"],
         r"save_strategy=best .* need evaluations during training: .*num_eval_prompts",
     ),
-    "texts without a weight": (
+    "prompts as texts to imitate": (
         ["--ptx_dataset_name", "{run}/prompts.jsonl"],
         r"prompts.jsonl, line 1: demonstrations need `prompt` and `completion`",
     ),

@@ -161,7 +161,9 @@ def with_imitation(
         "mask": torch.zeros_like(imitated),
         "imitation_weights": imitated * (args.ptx_coef * unmasked / of_texts),
     }
-    return _stacked(batch, Batch(**columns))
+    # Spread evenly among the completions, so that the rows of all processes stand in one order, however many processes hold them.
+    places = [(torch.arange(count) + 0.5) / count for count in (len(batch), len(texts))]
+    return _stacked(batch, Batch(**columns))[torch.cat(places).argsort(stable=True)]
 
 
 def _stacked(above: Batch, below: Batch) -> Batch:
