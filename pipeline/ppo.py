@@ -77,7 +77,7 @@ class PPOArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward models (folder or hub name; {run_dir} for this run's folder) and reward functions (module:function); <run_dir>/reward where not set."
+            "help": "Reward models (folder or hub name; {run_dir} for this run's folder), reward functions (module:function) and reward servers (http://…, https://…); <run_dir>/reward where not set."
         },
     )
     judge_funcs: list[str] | None = field(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tieback.cli.errors import UsageError
 from tieback.pipeline.async_calls import run_together
 from tieback.pipeline.model_loading import load_tokenizer, named_tokenizer
+from tieback.pipeline.remote_scorer import SCHEMES, RemoteScorer
 from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.trl_internals import is_async_callable
 from tieback.reward_model.adapter import ScalarAdapter, base_of, read_scalar_adapter, same_model
@@ -64,7 +65,7 @@ def load_scorer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     base: str | None = None,
 ) -> Scorer:
-    """Import the reward function `module:function`, or load the reward model in a folder or on the hub.
+    """Import the reward function `module:function`, load the reward model in a folder or on the hub, or name a server's URL.
 
     Args:
         name: of the function or the model.
@@ -78,6 +79,8 @@ def load_scorer(
     Raises:
         UsageError: it cannot be found, or is no reward model.
     """
+    if name.startswith(SCHEMES):
+        return RemoteScorer(name, batch_size)
     if ":" in name and not Path(name).exists():
         module_name, _, attribute = name.partition(":")
         sys.path.insert(0, os.getcwd())

@@ -1,9 +1,15 @@
 """The examples learn what they say they learn."""
 
+import asyncio
 import runpy
+import threading
 from pathlib import Path
 
 import pytest
+import toy
+
+from tieback.pipeline.remote_scorer import RemoteScorer
+from tieback.pipeline.scorers import load_reward_scorer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -15,6 +21,29 @@ def test_the_loop_in_one_file_learns_to_count() -> None:
     scores = runpy.run_path(str(EXAMPLES / "ppo_loop.py"))["main"](iterations=25)
     assert scores[0] < 0.1  # one token in eleven is right by chance
     assert scores[-1] > 0.85
+
+
+def test_a_reward_model_scores_the_same_behind_the_server(tmp_path: Path) -> None:
+    tok = toy.tokenizer()
+    toy.reward_model(tok).save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    texts = {
+        "prompts": [[{"role": "user", "content": "cat"}]] * 3,
+        "completions": [[{"role": "assistant", "content": text}] for text in ("up", "red dog", "")],
+    }
+    server = runpy.run_path(str(EXAMPLES / "reward_server.py"))["make_server"](str(tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        scorer = RemoteScorer(f"http://127.0.0.1:{server.server_port}", batch_size=2)
+        rewards = asyncio.run(scorer(**texts))
+        with pytest.raises(ConnectionError, match="answered with status 400"):
+            asyncio.run(scorer(prompts=["cat"]))
+    finally:
+        server.shutdown()
+        server.server_close()
+    expected = load_reward_scorer(str(tmp_path), 2, "model").score(**texts)
+    assert rewards == pytest.approx(expected, abs=1e-6)
+    assert len({round(score, 4) for score in rewards}) == 3
 
 
 @pytest.mark.slow
