@@ -244,11 +244,11 @@ def test_reward_stands_against_kl_with_the_frontier_where_there_is_one():
     assert "Reward against KL" not in render(make_report(histories={}))
 
 
-def points_of(html, colour):
-    """Heights of the points of the first curve of a colour in the chart of reward against KL."""
-    chart = html.split("Reward against KL", 1)[1].split("</svg>")[0]
-    (path,) = re.findall(rf'<path d="([^"]+)" style="[^"]*stroke: var\(--series-{colour}\)', chart)
-    return [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)]
+def points_of(html, colour, chart=0):
+    """Heights of the points of a colour in a chart of reward against KL."""
+    svg = html.split("Reward against KL", 1)[1].split("</svg>")[chart]
+    paths = re.findall(rf'<path d="([^"]+)" style="[^"]*stroke: var\(--series-{colour}\)', svg)
+    return [float(y) for path in paths for y in dict.fromkeys(re.findall(r"[ML] [\d.]+ ([\d.]+)", path))]
 
 
 def test_ppo_and_best_of_n_are_drawn_by_the_same_score():
@@ -266,6 +266,44 @@ def test_ppo_and_best_of_n_are_drawn_by_the_same_score():
     assert "var(--series-1)" in chart
     assert "var(--series-2)" not in chart
     assert "best of 4" in html
+
+
+def test_the_gold_judge_has_a_chart_of_its_own_where_it_judged_both_and_evaluations_come_first():
+    frontier = [
+        {"n": n, "kl": kl, "reward_score": kl, "gold_score": 1 - kl}
+        for n, kl in ((1, 0.0), (2, 0.2), (4, 0.6))
+    ]
+    history = [
+        {"step": 1, "kl/ref": 9.0, "reward/rm": 9.0},
+        {"step": 2, "kl/ref": 8.0, "reward/rm": 8.0},
+        *(
+            {
+                "step": step,
+                "eval_kl/ref": kl,
+                "eval_reward/rm": kl,
+                "eval_judge/mean": 1 - kl,
+                "eval_reward/mean": kl,
+            }
+            for step, kl in enumerate((0.0, 0.2, 0.6))
+        ),
+    ]
+    judges = {"ppo": {"judge_funcs": ["rules:gold"]}, "evaluate": {"gold_funcs": ["rules:gold"]}}
+    metrics = METRICS | {"gold_score/ppo": 0.89, "kl/ppo_vs_sft": 3.04}
+    given = {"frontier": frontier, "histories": {"ppo": history}, "reward_name": "rm", "metrics": metrics}
+    html = render(make_report(**given, settings=judges))
+    for chart in (0, 1):
+        assert len(points_of(html, 1, chart)) == 3
+        assert points_of(html, 1, chart) == pytest.approx(points_of(html, 2, chart), abs=0.01)
+    rising, falling = points_of(html, 1), points_of(html, 1, 1)
+    assert (rising, falling) == (sorted(rising, reverse=True), sorted(falling))  # heights count from the top
+    shades = [
+        float(shade) for shade in re.findall(r"stroke-opacity: ([\d.]+)", html.split("Reward against KL")[1])
+    ]
+    assert shades[:2] == sorted(shades[:2])
+    said = "PPO’s gold score is 0.89 at 3.0 nats, that of the best of 4 responses of SFT 0.40 at 0.6."
+    assert said in "".join(Page(html).text)
+    other = judges | {"ppo": {"judge_funcs": ["rules:other"]}}
+    assert "Gold judge" not in render(make_report(**given, settings=other))
 
 
 def test_people_are_named_only_where_people_ranked():

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tieback.pipeline.report.examples import examples_html
+from tieback.pipeline.report.frontier import reward_against_kl_html
 from tieback.pipeline.report.html_parts import escape, number, plain_table
 from tieback.pipeline.report.judging import judged_html
 from tieback.pipeline.report.training import (
     earlier_stages_html,
     ppo_html,
-    reward_against_kl_html,
     tie_back_html,
 )
 
@@ -109,13 +109,20 @@ def render(report: Report) -> str:
         examples_html(report.pairs, report.judge, report.num_examples, report.seed),
         ppo_html(ppo_history),
         judged_html(ppo_history),
-        reward_against_kl_html(ppo_history, report.frontier, report.reward_name),
+        reward_against_kl_html(
+            ppo_history, report.frontier, report.reward_name, report.metrics, _judged_by_gold(report.settings)
+        ),
         earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics, report.ranked_by),
         tie_back_html(ppo_history, report.pong_history),
         _settings(report),
     )
     script = f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>"
     return document(title, "".join(sections), script)
+
+
+def _judged_by_gold(settings: dict[str, dict[str, Any]]) -> bool:
+    judges = settings.get("ppo", {}).get("judge_funcs")
+    return bool(judges) and judges == settings.get("evaluate", {}).get("gold_funcs")
 
 
 def document(title: str, body: str, script: str = "") -> str:

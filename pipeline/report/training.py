@@ -1,4 +1,4 @@
-"""The page's charts: PPO's curves, reward against KL, the stages before it, and the same diagnostics of Pong."""
+"""The page's charts: PPO's curves, the stages before it, and the same diagnostics of Pong."""
 
 import base64
 from collections.abc import Sequence
@@ -71,57 +71,6 @@ def _where_time_went(history: History) -> str:
         f"{typical['tokens_per_second']:,.0f} tokens were sampled for each second of it, and a process held "
         f"{typical['memory/peak']:,.0f} MiB at most.</p>"
     )
-
-
-def reward_against_kl_html(history: History, frontier: Sequence[dict[str, float]], reward_name: str) -> str:
-    """What each nat of KL to the reference bought: PPO's path, and best-of-n of SFT where it was computed.
-
-    Both are raw scores of one reward model. Where PPO's log has none of that model (it learnt from others), its own
-    weighted score is drawn, and best-of-n, which is on another scale, is left to the table.
-
-    Args:
-        history: PPO's log.
-        frontier: see `Report`.
-        reward_name: under which PPO logs the reward model that best-of-n chooses by.
-    """
-    is_same_model = f"reward/{reward_name}" in logged_names(history)
-    score = f"reward/{reward_name}" if is_same_model else "reward/mean"
-    by_step: dict[float, dict[str, float]] = {}
-    for name in ("kl/ref", score):
-        item = curve(history, name)
-        for step, value in zip(item.steps, item.values, strict=True) if item else ():
-            by_step.setdefault(step, {})[name] = value
-    points = [(at["kl/ref"], at[score]) for _, at in sorted(by_step.items()) if len(at) == 2]
-    if len(points) < 2:
-        return ""
-    curves = [Curve("PPO", *zip(*points, strict=True))]
-    note = '<span class="ppo">— PPO, iteration by iteration</span>'
-    table = ""
-    if len(frontier) > 1:
-        if is_same_model:
-            xs, ys = zip(*((point["kl"], point["reward_score"]) for point in frontier), strict=True)
-            curves.append(Curve("best of n", xs, ys))
-            note += f' <span class="sft">- - best of 1 to {int(frontier[-1]["n"])} responses of SFT, chosen by the reward model</span>'
-        table = _frontier_table(frontier)
-    chart = line_chart(
-        curves, "Reward against KL", "KL to the reference (nats)", "raw score", size=(5.4, 2.6)
-    )
-    return (
-        '<h2>Reward against KL</h2><p class="note">A score bought with much KL is the more likely to be the reward model’s '
-        "weakness rather than a better answer. The score is the raw one, as the evaluation gives it. Best-of-n is what choosing alone reaches: no training, but n responses for one."
-        f'</p><div class="charts wide"><figure><figcaption>{note}</figcaption>{chart}</figure>{table}</div>'
-    )
-
-
-def _frontier_table(frontier: Sequence[dict[str, float]]) -> str:
-    names = [name for name in ("kl", "reward_score", "gold_score") if name in frontier[0]]
-    labels = {"kl": "KL", "reward_score": "reward model", "gold_score": "gold"}
-    head = "".join(f'<th scope="col">{labels[name]}</th>' for name in names)
-    rows = "".join(
-        f"<tr><td>best of {int(point['n'])}</td>{''.join(f'<td>{number(point[name], 2)}</td>' for name in names)}</tr>"
-        for point in frontier
-    )
-    return f'<div class="scroll"><table><thead><tr><th scope="col">SFT</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def earlier_stages_html(
