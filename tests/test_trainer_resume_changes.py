@@ -60,6 +60,7 @@ MATTERS: dict[str, Any] = {
     "critic_gae_lambda": 1.0,
     "gae_lambda_alpha": 0.5,
     "importance_sampling": "token",
+    "normalize_each_reward": True,
     "ptx_coef": 0.2,
     "ptx_batch_size": 3,
     "ptx_max_length": 20,

@@ -11,7 +11,7 @@ import toy
 from torch import Tensor
 
 from tieback.pipeline.trainer.figures import sequence_kl
-from tieback.pipeline.trainer.rewards import RunningMoments, token_rewards
+from tieback.pipeline.trainer.rewards import MomentsOfEach, RunningMoments, token_rewards
 from tieback.ppo_core import gae
 
 LENGTHS = [3, 1, 5, 4]
@@ -231,6 +231,35 @@ def test_normalised_scores_are_divided_by_the_deviation_so_far_and_evaluation_le
     before = trainer.reward_moments.state_dict()
     trainer.score(trainer.generate(rows), training=False)
     assert trainer.reward_moments.state_dict() == before
+
+
+def test_each_reward_is_divided_by_its_own_deviation_and_what_is_not_judged_is_left_out(
+    tmp_path: Path,
+) -> None:
+    def large(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [None if row == 2 else 1000.0 * (ids[0] % 7) for row, ids in enumerate(completion_ids)]
+
+    settings = {"normalize_each_reward": True, "reward_weights": [1.0, 0.5], "missing_eos_penalty": 0}
+    trainer = toy.ppo_trainer(tmp_path, [toy.id_reward, large], **settings)
+    rows = [toy.prompts()[row] for row in range(8)]
+    seen: list[Tensor] = []
+    for _ in range(3):
+        scored = trainer.score(trainer.generate(rows))
+        seen.append(scored.rewards)
+        small, of_large = torch.cat(seen).T
+        deviations = (np.std(small.tolist(), ddof=1), np.std(of_large[~of_large.isnan()].tolist(), ddof=1))
+        expected = (
+            scored.rewards[:, 0] / deviations[0] + 0.5 * scored.rewards[:, 1].nan_to_num() / deviations[1]
+        )
+        torch.testing.assert_close(scored.scores, expected.float(), rtol=1e-5, atol=1e-6)
+    raw = scored.rewards[:, 0] + 0.5 * scored.rewards[:, 1].nan_to_num()
+    torch.testing.assert_close(scored.raw_scores, raw)
+    before = trainer.moments_of_each.state_dict()
+    trainer.score(trainer.generate(rows), training=False)
+    assert trainer.moments_of_each.state_dict() == before
+    restored = MomentsOfEach(2)
+    restored.load_state_dict(json.loads(json.dumps(before)))
+    assert restored.stds == trainer.moments_of_each.stds
 
 
 def test_clipping_comes_after_normalising_and_before_the_penalty(tmp_path: Path) -> None:

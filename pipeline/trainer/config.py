@@ -175,6 +175,12 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
             "help": "Clip scores, or each token's where they are given by token, to plus or minus this much, after normalising."
         },
     )
+    normalize_each_reward: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide what each reward function gives by its own running standard deviation, before weights: several of unlike scales then count as reward_weights says."
+        },
+    )
     normalize_rewards: bool = field(
         default=False, metadata={"help": "Divide scores by their running standard deviation."}
     )

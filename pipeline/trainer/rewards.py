@@ -148,3 +148,31 @@ class RunningMoments:
         self.count = int(state["count"])
         self.mean = float(state["mean"])
         self.sum_of_squares = float(state["sum_of_squares"])
+
+
+class MomentsOfEach:
+    """`RunningMoments` of each of F reward functions; the rows that one does not judge are left out of its own."""
+
+    def __init__(self, count: int) -> None:
+        self.functions = [RunningMoments() for _ in range(count)]
+
+    def update(self, rewards: Tensor) -> None:
+        """Take in rewards [N, F], NaN where a function does not judge, already gathered from all processes."""
+        for moments, column in zip(self.functions, rewards.T, strict=True):
+            judged = column[~torch.isnan(column)]
+            if len(judged):
+                moments.update(judged)
+
+    @property
+    def stds(self) -> list[float]:
+        """Standard deviation of each function (see `RunningMoments.std`)."""
+        return [moments.std for moments in self.functions]
+
+    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+        """State as JSON numbers."""
+        return {"functions": [moments.state_dict() for moments in self.functions]}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, float]]]) -> None:
+        """Restore what `state_dict` gave."""
+        for moments, saved in zip(self.functions, state["functions"], strict=True):
+            moments.load_state_dict(saved)

@@ -9,7 +9,13 @@ from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.scorers import Scorer, call_scorers, combine_rewards
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.failures import failing_together
-from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout, overlong_shares, place_rewards
+from tieback.pipeline.trainer.rewards import (
+    MomentsOfEach,
+    RunningMoments,
+    ScoredRollout,
+    overlong_shares,
+    place_rewards,
+)
 from tieback.pipeline.trainer.time_limit import time_limit
 
 
@@ -18,6 +24,7 @@ def score_rollout(
     scorers: Sequence[Scorer],
     weights: Sequence[float],
     moments: RunningMoments,
+    moments_of_each: MomentsOfEach,
     accelerator: Accelerator,
     args: PPOConfig,
     training: bool,
@@ -28,10 +35,11 @@ def score_rollout(
         rollout: B completions.
         scorers: F of them.
         weights: F weights.
-        moments: of all raw scores so far.
+        moments: of the weighted sums so far.
+        moments_of_each: of the rewards of each scorer so far.
         accelerator: of the training.
         args: settings.
-        training: whether `moments` take these scores in.
+        training: whether the moments take these scores in.
 
     Raises:
         UsageError: a scorer failed, or did not answer in time.
@@ -46,11 +54,15 @@ def score_rollout(
         judged = call_scorers(scorers, rollout)
         rewards = torch.tensor([function.totals for function in judged], device=device).T
         raw_scores = combine_rewards(rewards, list(weights), rollout)
+    if args.normalize_each_reward:
+        if training:
+            moments_of_each.update(accelerator.gather(rewards))
+        weights = [weight / std for weight, std in zip(weights, moments_of_each.stds, strict=True)]
     lengths = [len(ids) for ids in rollout.completion_ids]
     token_scores = place_rewards(judged, weights, lengths, device)
     if args.normalize_rewards:
         if training:
-            moments.update(accelerator.gather(raw_scores))
+            moments.update(accelerator.gather(combine_rewards(rewards, list(weights), rollout)))
         token_scores = token_scores / moments.std
     if args.reward_clip is not None:
         token_scores = token_scores.clamp(-args.reward_clip, args.reward_clip)

@@ -64,7 +64,7 @@ from tieback.pipeline.trainer.placement import place_models
 from tieback.pipeline.trainer.precision import check_trained
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
-from tieback.pipeline.trainer.rewards import RunningMoments, ScoredRollout
+from tieback.pipeline.trainer.rewards import MomentsOfEach, RunningMoments, ScoredRollout
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
 from tieback.pipeline.trainer.scoring import score_rollout
@@ -208,10 +208,12 @@ class PPOTrainer(EvaluatedTrainer):
             else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
         )
         self.reward_moments = RunningMoments()
+        self.moments_of_each = MomentsOfEach(len(self.scorers))
         self.critic_warmup = CriticWarmup(args.critic_warmup_iterations, args.critic_warmup_patience)
         self.run_state = {
             "kl": self.kl_controller,
             "reward_moments": self.reward_moments,
+            **({"moments_of_each": self.moments_of_each} if args.normalize_each_reward else {}),
             "critic_warmup": self.critic_warmup,
         }
         self._restore_random_state: Callable[[], None] | None = None
@@ -356,6 +358,7 @@ class PPOTrainer(EvaluatedTrainer):
             self.scorers,
             self.reward_weights,
             self.reward_moments,
+            self.moments_of_each,
             self.accelerator,
             self.args,
             training,
