@@ -4,18 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import memory_estimate, overoptimization, side_by_side
+from benchmarks import ablations, memory_estimate, overoptimization, side_by_side
 from benchmarks.pong_learning import Run, figures_of, mean_curve
 from benchmarks.side_by_side import ours, peer, take_turns, tell
 from tieback.pipeline.report.judging import Evaluation
+from tieback.pipeline.trainer import PPOConfig
 
 ROOT = Path(__file__).parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
@@ -208,3 +211,40 @@ def test_over_optimisation_is_told_by_where_the_judge_was_highest_and_where_each
     }
     overoptimization.draw(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def ablated(judge: float) -> ablations.Training:
+    return ablations.Training([Evaluation(10, 1.0, 0.1, 0.5), Evaluation(20, 2.0, 0.2, judge)], judge / 2)
+
+
+def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: Path) -> None:
+    found = {name: [ablated(0.8), ablated(0.6), ablated(0.7)] for name in ablations.variants()}
+    figures = ablations.figures_of(found)
+    assert figures["recipe/judge"] == pytest.approx(0.7)
+    assert (figures["recipe/judge_lowest"], figures["recipe/judge_highest"]) == (0.6, 0.8)
+    assert figures["λ: 1/explained_variance"] == pytest.approx(0.35)
+    args = ablations.parse(["--iterations", "20"])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
+    for _ in range(2):  # it can be written again
+        ablations.replace_table(page, ablations.table(found, args))
+    text = page.read_text()
+    assert "old" not in text
+    assert "| recipe | 0.70 (0.60 to 0.80) | 0.20 | 2.00 | 0.35 |" in text
+    assert text.startswith("before\n<!-- table -->\n20 iterations, seeds 0, 1, 2;")
+    assert text.endswith("|\n<!-- end of table -->\nafter\n")
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match=r"page\.md: one line `<!-- table -->`"):
+        ablations.replace_table(page, "")
+    ablations.draw(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_ablation_changes_settings_that_there_are_and_away_from_the_recipe() -> None:
+    recipe = yaml.safe_load((ROOT / "pipeline" / "recipes" / "helpdesk" / "ppo.yaml").read_text())
+    defaults = {field.name: field.default for field in fields(PPOConfig)}
+    for name, flags in ablations.variants().items():
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            setting = flag.removeprefix("--")
+            assert setting in defaults, name
+            assert yaml.safe_load(value) != recipe.get(setting, defaults[setting]), name
