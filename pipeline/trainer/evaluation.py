@@ -8,10 +8,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.rollout.random_state import kept_random_state, random_state
+from tieback.pipeline.rollout.random_state import kept_random_state
 from tieback.pipeline.rollout.responses import equal_share
 from tieback.pipeline.scorers import Scorer, check_call
-from tieback.pipeline.trainer.failures import checkpoint_on_failure
 from tieback.pipeline.trainer.figures import mean_figures
 from tieback.pipeline.trainer.input_checks import check_dataset
 from tieback.pipeline.trainer.logged import LoggedTrainer
@@ -85,8 +84,7 @@ class EvaluatedTrainer(LoggedTrainer):
     def _evaluate_set(self, dataset: Dataset, prefix: str) -> dict[str, float]:
         size = self.args.per_device_eval_batch_size
         own = equal_share(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
-        device = self.accelerator.device
-        with checkpoint_on_failure(self, random_state(device)), kept_random_state(device):
+        with kept_random_state(self.accelerator.device):
             torch.manual_seed(self.args.seed + self.accelerator.process_index)
             parts = [
                 self.figures([dataset[row] for row in own[start : start + size]])

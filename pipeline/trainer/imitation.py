@@ -1,7 +1,7 @@
 """What the policy imitates beside PPO: texts of a data set (PPO-ptx), and completions of its own that scored well.
 
 Ouyang et al. 2022, "Training language models to follow instructions with human feedback" (InstructGPT), eq. 2; Yue et al. 2025,
-"VAPO", section 4.4 (positive-example loss).
+"VAPO" (positive-example language-model loss).
 """
 
 from collections.abc import Mapping, Sequence

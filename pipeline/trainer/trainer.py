@@ -254,7 +254,7 @@ class PPOTrainer(EvaluatedTrainer):
             self._check_sampling(inputs)
         num_generations = self.args.num_generations
         times = PhaseTimes(self.accelerator)
-        with checkpoint_on_failure(self, self._restore_random_state or random_state(self.accelerator.device)):
+        with self._saved_on_failure():
             with times.phase("generate"):
                 rollout = self.generate([row for row in inputs for _ in range(num_generations)])
             if self.args.truncation == "mask":
@@ -396,6 +396,10 @@ class PPOTrainer(EvaluatedTrainer):
         )
         return logprobs, values, ref_logprobs
 
+    def _saved_on_failure(self) -> AbstractContextManager[None]:
+        restore = self._restore_random_state or random_state(self.accelerator.device)
+        return checkpoint_on_failure(self, restore)
+
     def _answering(self, what: str) -> AbstractContextManager[None]:
         return time_limit(self.args.rollout_timeout, what, "rollout_timeout")
 
@@ -422,10 +426,11 @@ class PPOTrainer(EvaluatedTrainer):
 
     def figures(self, rows: list[Row]) -> dict[str, Tensor]:
         """Complete and score B prompt rows; each figure [B], by its name in the log."""
-        scored = self.score(self.generate(rows), training=False)
+        with self._saved_on_failure():
+            scored = self.score(self.generate(rows), training=False)
+            with failing_together(self.accelerator), self._answering("Judges"):
+                judged = self.judges.judge(scored.rollout, self.accelerator.device)
         inputs, mask = self._pack(scored.rollout)
         logprobs, _, ref_logprobs = self._score_tokens(inputs)
-        with failing_together(self.accelerator), self._answering("Judges"):
-            judged = self.judges.judge(scored.rollout, self.accelerator.device)
         kl = sequence_kl(logprobs, ref_logprobs, mask)
         return rollout_figures(scored, kl, self.reward_names) | judged
