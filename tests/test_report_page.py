@@ -402,3 +402,35 @@ def test_the_log_is_read_from_the_folder_or_its_newest_checkpoint(tmp_path):
     assert read_log(tmp_path) == [{"step": 10}]
     (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 11, "loss": NaN}]}')
     assert read_log(tmp_path)[0]["step"] == 11
+
+
+def kinds_of_pairs(counts, column="family"):
+    """For each kind so many prompts, of which PPO wins the share that stands behind the count."""
+    return [
+        pair(sft=side(gold=0.0), ppo=side(gold=float(row < share * count)))
+        | {
+            "outcome": float(row < share * count),
+            "columns": {column: kind, "answer": [str(row)], "number": row},
+        }
+        for kind, (count, share) in counts.items()
+        for row in range(count)
+    ]
+
+
+def test_each_kind_of_prompt_has_its_win_rate_the_worst_first():
+    pairs = kinds_of_pairs({"sums": (10, 0.9), HOSTILE: (10, 0.2), "capitals": (10, 0.5)})
+    html = render(make_report(pairs=pairs))
+    assert HOSTILE not in html
+    text = " ".join(" ".join(Page(html).text).split("By kind of prompt")[1].split("PPO training")[0].split())
+    shown = "script.* 10 20% 0% to 50% 0.00 0.20 .*capitals 10 50% .*sums 10 90% 70% to 100% 0.00 0.90"
+    assert re.search(f"family .*{shown}", text)
+    assert "answer" not in text
+    assert "number" not in text  # each its own
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"one": (30, 0.5)}, {f"kind {n}": (5, 0.4) for n in range(21)}, {"many": (4, 0.5), "few": (4, 0.5)}],
+)
+def test_a_column_of_one_value_or_of_many_is_no_kind(counts):
+    assert "By kind of prompt" not in render(make_report(pairs=kinds_of_pairs(counts)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from tieback.pipeline.report.examples import examples_html
 from tieback.pipeline.report.frontier import reward_against_kl_html
+from tieback.pipeline.report.groups import groups_html
 from tieback.pipeline.report.html_parts import escape, number, plain_table
 from tieback.pipeline.report.judging import judged_html
 from tieback.pipeline.report.training import (
@@ -107,6 +108,7 @@ def render(report: Report) -> str:
         _human(report.human),
         _rounds(report.rounds),
         examples_html(report.pairs, report.judge, report.num_examples, report.seed),
+        groups_html(report.pairs, report.judge, report.seed),
         ppo_html(ppo_history),
         judged_html(ppo_history),
         reward_against_kl_html(
