@@ -410,7 +410,7 @@ def kinds_of_pairs(counts, column="family"):
         pair(sft=side(gold=0.0), ppo=side(gold=float(row < share * count)))
         | {
             "outcome": float(row < share * count),
-            "columns": {column: kind, "answer": [str(row)], "number": row},
+            "columns": {column: kind, "answer": [str(row)], "number": f"{kind} {row}"},
         }
         for kind, (count, share) in counts.items()
         for row in range(count)
