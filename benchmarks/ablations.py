@@ -34,6 +34,7 @@ SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
     "place of the KL": {"loss, 0.12": ("--kl_coef", "0", "--kl_loss_coef", "0.12")},
     "critic warm-up": {"none": ("--critic_warmup_iterations", "0")},
     "λ": {"0.8": ("--gae_lambda", "0.8"), "1": ("--gae_lambda", "1")},
+    "critic": {"shared": ("--critic", "shared", "--critic_init", "policy")},
     "minibatches": {"1": ("--num_minibatches", "1"), "8": ("--num_minibatches", "8", "--micro_batch_size", "16")},
 }  # fmt: skip
 

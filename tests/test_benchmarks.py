@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import ablations, memory_estimate, overoptimization, side_by_side
 from benchmarks.pong_learning import Run, figures_of, mean_curve
 from benchmarks.side_by_side import ours, peer, take_turns, tell
+from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.report.judging import Evaluation
 from tieback.pipeline.trainer import PPOConfig
 
@@ -242,7 +243,7 @@ def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: P
 
 def test_each_ablation_changes_settings_that_there_are_and_away_from_the_recipe() -> None:
     recipe = yaml.safe_load((ROOT / "pipeline" / "recipes" / "helpdesk" / "ppo.yaml").read_text())
-    defaults = {field.name: field.default for field in fields(PPOConfig)}
+    defaults = {field.name: field.default for kind in (PPOConfig, PPOArguments) for field in fields(kind)}
     for name, flags in ablations.variants().items():
         for flag, value in zip(flags[::2], flags[1::2], strict=True):
             setting = flag.removeprefix("--")

@@ -197,6 +197,7 @@ def by_token(body: dict[str, list[Any]], _: int) -> Answer:
     return 200, {"rewards": [[float(i % 5) for i in ids] for ids in body["completion_ids"]]}
 
 
+@pytest.mark.slow
 def test_ppo_learns_from_a_server_what_it_would_from_a_function_also_by_token(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_ppo_learns_from_a_server_what_it_would_from_a_function_also_by_token(
     assert {len(body["target"]) for body in server.bodies} <= {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_run_that_a_server_ended_goes_on_with_the_completions_that_it_would_have_judged(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:

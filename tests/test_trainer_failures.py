@@ -247,6 +247,7 @@ with time_limit.time_limit(0.5, "The engine", "rollout_timeout"):
 """
 
 
+@pytest.mark.slow
 def test_what_hangs_in_foreign_code_ends_the_process_with_its_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", HANGING_IN_C], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

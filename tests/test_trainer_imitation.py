@@ -152,6 +152,7 @@ def test_a_truncated_completion_that_is_masked_is_not_imitated_either(tmp_path: 
     assert_moved_by(with_it, without, 0.3 * token_nll(start, texts), start)
 
 
+@pytest.mark.slow
 def test_with_a_reward_of_nothing_the_policy_comes_to_speak_as_the_texts_do(tmp_path: Path) -> None:
     def nothing(completions: list[Any], **_: Any) -> list[float]:
         return [0.0] * len(completions)
