@@ -169,7 +169,7 @@ def draw(found: Mapping[str, Sequence[Training]], path: Path) -> None:
             )
             axes.plot(steps, list(map(fmean, by_step)), color=color, label=label)
         axes.set_title(subject, fontsize=10)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="lower left")
         axes.grid(alpha=0.3)
     for axes in panels:
         axes.set_axis_off()

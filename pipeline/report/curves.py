@@ -110,7 +110,7 @@ def line_chart(
         x_label: unit of the steps.
         y_label: unit of the values.
         size: width and height in inches; the page scales the figure to its column.
-        points: drawn as points in the first colour, the later the darker.
+        points: drawn as points in the first colour, the later the stronger.
     """
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")

@@ -54,7 +54,7 @@ def _chart(
     points, source = _points(history, logged)
     if points is None:
         return ""
-    note = f'<b>{label}</b> <span class="ppo">• PPO, {source}, the later the darker</span>'
+    note = f'<b>{label}</b> <span class="ppo">• PPO, {source}, the later the stronger</span>'
     best_of = None
     if len(frontier) > 1 and score in frontier[0]:
         xs, ys = zip(*((point["kl"], point[score]) for point in frontier), strict=True)
