@@ -14,6 +14,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from tieback.cli.errors import UsageError
+
 SCHEMES = ("http://", "https://")
 # In the environment, as a recipe is written into the run's folder.
 TOKEN = "TIEBACK_REWARD_TOKEN"
@@ -43,10 +45,20 @@ class RemoteScorer:
         url: of the server.
         batch_size: completions in a request; several requests run together.
         timeout: seconds that a request may take.
+
+    Raises:
+        UsageError: the URL names no server, or has a password in it, which logs and recipes would show.
     """
 
     def __init__(self, url: str, batch_size: int = 64, timeout: float = 120.0) -> None:
         parts = urlsplit(url)
+        if not parts.hostname:
+            raise UsageError(f"{url!r} names no reward server: write http://host:port/path.")
+        if "@" in parts.netloc:
+            raise UsageError(
+                f"The URL of the reward server at {parts.hostname} has a name or password in it: leave it out, and give the server "
+                f"a token by the environment variable {TOKEN}."
+            )
         self.url = url
         self.batch_size = batch_size
         self.timeout = timeout

@@ -229,6 +229,21 @@ def test_a_run_that_a_server_ended_goes_on_with_the_completions_that_it_would_ha
         assert (weight == whole[name]).all(), name
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://", "'http://' names no reward server: write http://host:port/path"),
+        ("https://me:hunter2@example.org/score", r"^The URL of the reward server at example\.org has .* TIEBACK_REWARD_TOKEN"),
+    ],
+)  # fmt: skip
+def test_a_url_without_a_server_or_with_a_password_is_refused_and_the_password_not_repeated(
+    url: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
+        load_scorer(url, 16)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_url_is_a_name_of_a_scorer() -> None:
     scorer = load_scorer("https://example.org/v1/reward-model", 16)
     assert isinstance(scorer, RemoteScorer)
