@@ -1,6 +1,5 @@
 """The examples learn what they say they learn."""
 
-import asyncio
 import runpy
 import threading
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import toy
 
+from tieback.pipeline.async_calls import run_together
 from tieback.pipeline.remote_scorer import RemoteScorer
 from tieback.pipeline.scorers import load_reward_scorer
 
@@ -35,9 +35,9 @@ def test_a_reward_model_scores_the_same_behind_the_server(tmp_path: Path) -> Non
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         scorer = RemoteScorer(f"http://127.0.0.1:{server.server_port}", batch_size=2)
-        rewards = asyncio.run(scorer(**texts))
+        (rewards,) = run_together([scorer(**texts)])
         with pytest.raises(ConnectionError, match="answered with status 400"):
-            asyncio.run(scorer(prompts=["cat"]))
+            run_together([scorer(prompts=["cat"])])
     finally:
         server.shutdown()
         server.server_close()

@@ -1,6 +1,5 @@
 """Reward servers: what they are sent, what of their answers is taken, and that one that is away for a while loses nothing."""
 
-import asyncio
 import datetime
 import http.server
 import json
@@ -15,6 +14,7 @@ from urllib3.util import Retry
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline import remote_scorer
+from tieback.pipeline.async_calls import run_together
 from tieback.pipeline.remote_scorer import RemoteScorer
 from tieback.pipeline.scorers import RewardError, load_scorer, reward_name
 from tieback.pipeline.trainer import PPOTrainer
@@ -85,7 +85,8 @@ def ask(scorer: RemoteScorer, count: int = 5, **columns: list[Any]) -> list[Any]
         "completions": texts,
         "completion_ids": [[row] for row in range(count)],
     }
-    return asyncio.run(scorer(**given, **columns))
+    (rewards,) = run_together([scorer(**given, **columns)])
+    return rewards
 
 
 def test_every_completion_is_sent_once_with_its_columns_in_requests_of_the_batch_size(

@@ -53,7 +53,7 @@ def test_a_run_with_several_completions_a_prompt_goes_on_as_if_it_had_not_stoppe
 def test_settings_that_do_not_divide_and_too_few_prompts_are_refused_with_the_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"per_device_train_batch_size=8 completions .* num_generations=3"):
         PPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=3, use_cpu=True)
-    with pytest.raises(ValueError, match="num_generations must be above 0, got 0"):
+    with pytest.raises(ValueError, match="num_generations must be above 0 and finite, got 0"):
         PPOConfig(output_dir=str(tmp_path), num_generations=0, use_cpu=True)
     trainer = toy.ppo_trainer(tmp_path, train_dataset=toy.prompts(3), num_generations=2)
     message = r"3 prompts, but one iteration takes 4 \(per_device_train_batch_size=8 / num_generations=2 x 1"
