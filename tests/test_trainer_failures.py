@@ -202,6 +202,15 @@ def test_a_sampler_that_hangs_is_one_that_fails(
 
 
 @pytest.mark.slow
+def test_a_sampler_that_hangs_when_it_is_first_asked_is_noticed_too(tmp_path: Path) -> None:
+    trainer = run(tmp_path, rollout_timeout=LIMIT)
+    trainer.sampler.sample = never_slept_out  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"^The sampler \(transformers\) did not answer within"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", [trying_for_ever, never_awaited, with_an_alarm_of_its_own])
 def test_a_judge_that_hangs_is_broken_off_whatever_it_waits_in(tmp_path: Path, judge: Any) -> None:
     trainer = run(tmp_path, judge, rollout_timeout=LIMIT)

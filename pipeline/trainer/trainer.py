@@ -338,7 +338,7 @@ class PPOTrainer(EvaluatedTrainer):
         with (
             self._generation_model() as actor_critic,
             failing_together(self.accelerator),
-            self._answering(f"The sampler ({self.args.sampler})"),
+            self._sampler_answers(),
         ):
             self.sampler.sync(actor_critic)
             completions = self.sampler.sample(
@@ -400,8 +400,8 @@ class PPOTrainer(EvaluatedTrainer):
         restore = self._restore_random_state or random_state(self.accelerator.device)
         return checkpoint_on_failure(self, restore)
 
-    def _answering(self, what: str) -> AbstractContextManager[None]:
-        return time_limit(self.args.rollout_timeout, what, "rollout_timeout")
+    def _sampler_answers(self) -> AbstractContextManager[None]:
+        return time_limit(self.args.rollout_timeout, f"The sampler ({self.args.sampler})", "rollout_timeout")
 
     @contextmanager
     def _generation_model(self) -> Iterator[ActorCritic]:
@@ -417,7 +417,7 @@ class PPOTrainer(EvaluatedTrainer):
     def _check_sampling(self, rows: list[Row]) -> None:
         prompts = [row["prompt"] for row in rows[:4]]
         prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
-        with self._generation_model() as actor_critic:
+        with self._generation_model() as actor_critic, self._sampler_answers():
             self.sampler.sync(actor_critic)
             corrected = self.args.importance_sampling is not None
             check_sampling(actor_critic, self.sampler, prompt_ids, self.accelerator, corrected)
@@ -428,7 +428,10 @@ class PPOTrainer(EvaluatedTrainer):
         """Complete and score B prompt rows; each figure [B], by its name in the log."""
         with self._saved_on_failure():
             scored = self.score(self.generate(rows), training=False)
-            with failing_together(self.accelerator), self._answering("Judges"):
+            with (
+                failing_together(self.accelerator),
+                time_limit(self.args.rollout_timeout, "Judges", "rollout_timeout"),
+            ):
                 judged = self.judges.judge(scored.rollout, self.accelerator.device)
         inputs, mask = self._pack(scored.rollout)
         logprobs, _, ref_logprobs = self._score_tokens(inputs)
