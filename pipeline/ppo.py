@@ -86,6 +86,12 @@ class PPOArguments:
             "help": "Reward models and functions, named as in reward_funcs, that score evaluations during training and take no part in it: a second opinion on what the reward has become. metric_for_best_model: judge/mean chooses by them."
         },
     )
+    rollout_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Function (module:function) that samples in the trainer's place, in several turns with an environment between them (docs/multi_turn.md)."
+        },
+    )
     ptx_dataset_name: str | None = field(
         default=None,
         metadata={
@@ -200,6 +206,7 @@ def make_trainer(
         peft_config=peft_config,
         judge_funcs=judges or None,
         ptx_dataset=load_ptx(ppo_args, args.seed),
+        rollout_func=ppo_args.rollout_func,
     )
     return trainer, counts["left_out"]
 

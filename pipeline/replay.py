@@ -137,19 +137,21 @@ def learning_error(saved: SavedRollout) -> float:
     """
     t, facts = saved.tensors, saved.facts
     reward = token_figures(saved)["reward"].double()
-    values, worst = t["values"].double(), 0.0
-    for row, length in enumerate(t["mask"].sum(1).tolist()):
+    worst = 0.0
+    for row, mask in enumerate(t["mask"]):
         if facts.truncation == "bootstrap" and t["truncated"][row]:
             continue
-        after = torch.cat([values[row, 1:length], torch.zeros(1, dtype=torch.float64)])
-        deltas = reward[row, :length] + facts.gamma * after - values[row, :length]
+        values = t["values"][row, mask].double()
+        length = len(values)
+        after = torch.cat([values[1:], torch.zeros(1, dtype=torch.float64)])
+        deltas = reward[row, mask] + facts.gamma * after - values
         of_policy = facts.gae_lambda
         if facts.gae_lambda_alpha is not None:
             of_policy = max(0.0, 1 - 1 / (facts.gae_lambda_alpha * length))
         of_critic = of_policy if facts.critic_gae_lambda is None else facts.critic_gae_lambda
         for gae_lambda, saved_ones in (
-            (of_policy, t["advantages"][row, :length]),
-            (of_critic, (t["returns"] - t["values"])[row, :length]),
+            (of_policy, t["advantages"][row, mask]),
+            (of_critic, (t["returns"] - t["values"])[row, mask]),
         ):
             steps = torch.arange(length)
             ahead = steps[None, :] - steps[:, None]
@@ -211,19 +213,22 @@ def page(saved: SavedRollout, rows: Sequence[int]) -> str:
     scales = {name: scale_of(values[t["mask"]].tolist()) for name, values in by_token.items()}
     parts = []
     for title, row in chosen.items():
-        length = int(t["mask"][row].sum())
+        written, length = t["mask"][row], len(saved.rows[row]["tokens"])
         cut = ", cut at the limit" if t["truncated"][row] else ""
         facts = (
             f"Row {row}. Raw score {number(float(t['raw_scores'][row]), 3)}, score {number(float(scores[row]), 3)}, "
-            f"KL {number(float(kl[row]), 2)} nats, {length} tokens{cut}."
+            f"KL {number(float(kl[row]), 2)} nats, {int(written.sum())} tokens{cut}."
         )
-        own = {name: values[row, :length].tolist() for name, values in by_token.items()}
+        own = {
+            name: torch.where(written, values[row], torch.nan)[:length].tolist()
+            for name, values in by_token.items()
+        }
         parts.append(completion_html({**saved.rows[row], "facts": facts}, own, title, scales))
     table = plain_table({name: f"{value:.4g}" for name, value in figures(saved).items()})
     title = f"Rollout of iteration {saved.facts.iteration}"
     note = (
         "<p class='note'>Each completion stands once for each figure: blue is above 0, orange below (a log-probability is the more orange the less "
-        "likely the token was); the full colour is what 95% of all tokens stay below. The number is shown below the pointer.</p>"
+        "likely the token was); the full colour is what 95% of all tokens stay below. The number is shown below the pointer. Grey tokens were not written by the policy.</p>"
     )
     return document(title, f"<h1>{title}</h1>{note}{''.join(parts)}<h2>Figures of the rollout</h2>{table}")
 

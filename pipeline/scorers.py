@@ -82,16 +82,7 @@ def load_scorer(
     if name.startswith(SCHEMES):
         return RemoteScorer(name, batch_size)
     if ":" in name and not Path(name).exists():
-        module_name, _, attribute = name.partition(":")
-        sys.path.insert(0, os.getcwd())
-        try:
-            return getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"{setting}: {name} cannot be imported ({error}). Write module:function."
-            ) from error
-        finally:
-            sys.path.pop(0)
+        return import_function(setting, name)
     try:
         model = read_scalar_adapter(name) if same_model(base, base_of(name)) else load_reward_model(name)
         scorer = RewardScorer(model, tokenizer or load_tokenizer(name), batch_size, name=Path(name).name)
@@ -103,6 +94,22 @@ def load_scorer(
     if device is not None and not isinstance(model, ScalarAdapter):
         model.to(device)
     return scorer
+
+
+def import_function(setting: str, name: str) -> Any:
+    """Import `module:function`, from the current folder, too.
+
+    Raises:
+        UsageError: names the setting; it cannot be imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{setting}: {name} cannot be imported ({error}). Write module:function.") from error
+    finally:
+        sys.path.pop(0)
 
 
 def load_reward_scorer(
@@ -204,13 +211,14 @@ def read_weights(weights: Sequence[float] | None, scorers: Sequence[Scorer]) -> 
     return list(weights)
 
 
-def check_call(scorers: Sequence[Scorer], name: str, dataset: Dataset) -> None:
+def check_call(scorers: Sequence[Scorer], name: str, dataset: Dataset, more_columns: bool = False) -> None:
     """Check, before there is anything to judge, that each scorer takes what it will be called with.
 
     Args:
         scorers: functions and models; these take prompts and completions alone.
         name: of the data set, for messages.
         dataset: with a `prompt`.
+        more_columns: whether a rollout function may give them further columns.
 
     Raises:
         UsageError: names the function, and the parameter that is missing or not wanted; or the model, whose tokenizer has
@@ -227,8 +235,9 @@ def check_call(scorers: Sequence[Scorer], name: str, dataset: Dataset) -> None:
             signature = inspect.signature(scorer)
         except (TypeError, ValueError):  # some written in C do not say
             continue
+        bind = signature.bind_partial if more_columns else signature.bind
         try:
-            signature.bind(**dict.fromkeys(given))
+            bind(**dict.fromkeys(given))
         except TypeError as error:
             raise UsageError(
                 f"The reward function `{reward_name(scorer)}` cannot judge {name}: {error}. It is called with "

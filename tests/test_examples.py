@@ -47,6 +47,15 @@ def test_a_reward_model_scores_the_same_behind_the_server(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_the_policy_learns_to_ask_for_the_middle_of_what_is_left(tmp_path: Path) -> None:
+    main = runpy.run_path(str(EXAMPLES / "multi_turn.py"))["main"]
+    before, after = main(output_dir=str(tmp_path))
+    assert before < 0.3
+    # Without a plan three guesses find one of seven numbers in 3/7 of the games.
+    assert after > 0.97
+
+
+@pytest.mark.slow
 def test_the_trainer_learns_to_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(EXAMPLES / "ppo_trainer.py"))["main"]
     before, after = main(output_dir=str(tmp_path))

@@ -64,7 +64,9 @@ def log_distribution(model: torch.nn.Module, prompt: list[int], length: int = LE
     return torch.where(inputs["mask"], logprobs, 0.0).sum(1).double()
 
 
-def language_trainer(folder: Path, reward_function: Any = reward, **settings: Any) -> PPOTrainer:
+def language_trainer(
+    folder: Path, reward_function: Any = reward, rollout_func: Any = None, **settings: Any
+) -> PPOTrainer:
     """PPO of 40 iterations on this language."""
     tokenizer = six_words()
     torch.manual_seed(0)
@@ -77,9 +79,8 @@ def language_trainer(folder: Path, reward_function: Any = reward, **settings: An
         "use_cpu": True, "disable_tqdm": True, "seed": 0,
     }  # fmt: skip
     args = PPOConfig(output_dir=str(folder), **(defaults | settings))
-    return PPOTrainer(
-        policy, reward_function, args, Dataset.from_dict({"prompt": ["q"] * 256}), None, tokenizer
-    )
+    prompts = Dataset.from_dict({"prompt": ["q"] * 256})
+    return PPOTrainer(policy, reward_function, args, prompts, None, tokenizer, rollout_func=rollout_func)
 
 
 def train_and_compare(trainer: PPOTrainer) -> tuple[float, float]:

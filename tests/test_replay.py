@@ -29,6 +29,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "k3, λ by length, masked": {"kl_estimator": "k3", "gae_lambda_alpha": 0.6, "truncation": "mask"},
     "rewards by token": {"reward_funcs": [toy.id_reward, by_token], "normalize_rewards": True, "reward_clip": 0.5},
+    "an environment between turns": {
+        "rollout_func": toy.two_turns, "max_completion_length": 14, "reward_funcs": [toy.id_reward, by_token],
+        "importance_sampling": "token", "gae_lambda_alpha": 0.6,
+    },
     "bootstrap": {"truncation": "bootstrap", "kl_target": 0.1},
     "weights by sequence": {"importance_sampling": "sequence", "importance_sampling_cap": 1.0},
     "what the sampler tells": {"importance_sampling": "token", "normalize_rewards": True, "temperature": 0.8},

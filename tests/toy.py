@@ -1,6 +1,7 @@
 """Tiny models, tokenizers and prompts that the tests of trainer and stages share."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
 from tieback.data.tokenizer import train_tokenizer
 from tieback.pipeline import ppo
 from tieback.pipeline.rollout.sampler import Completion, TransformersSampler
+from tieback.pipeline.rollout.texts import encode_prompts
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.reward_model.adapter import ScalarAdapter
@@ -149,6 +151,7 @@ def ppo_trainer(
     callbacks: Any = None,
     judge_funcs: Any = None,
     ptx_dataset: Any = None,
+    rollout_func: Any = None,
     **settings: Any,
 ) -> PPOTrainer:
     """A PPOTrainer of two iterations of eight completions, two epochs and two minibatches each."""
@@ -180,7 +183,33 @@ def ppo_trainer(
         peft_config=peft_config,
         judge_funcs=judge_funcs,
         ptx_dataset=ptx_dataset,
+        rollout_func=rollout_func,
     )
+
+
+def two_turns(prompts: list[Any], trainer: PPOTrainer) -> dict[str, Any]:
+    """A rollout function: policy, environment, and the policy once more in most rows; at most 14 tokens in all.
+
+    Row by row, so that processes do not sample equally often.
+    """
+    prompt_ids = encode_prompts(prompts, trainer.processing_class, trainer.args.template_arguments)
+    returned: dict[str, list[Any]] = {"completion_ids": [], "env_mask": [], "logprobs": [], "turns": []}
+    for before in prompt_ids:
+        (first,) = trainer.sample([before], max_length=4)
+        said = [7, 8][: 1 + sum(first.ids) % 2]
+        ids, mask, logprobs = [*first.ids, *said], [1] * len(first.ids) + [0] * len(said), first.logprobs
+        turns = 1 + (sum(before) % 4 > 0)
+        if logprobs is not None:
+            logprobs = [*logprobs, *[math.nan] * len(said)]
+        if turns == 2:
+            (second,) = trainer.sample([before + ids], max_length=4)
+            ids, mask = ids + second.ids, mask + [1] * len(second.ids)
+            logprobs = None if logprobs is None else logprobs + (second.logprobs or [])
+        for name, value in zip(returned, (ids, mask, logprobs, turns), strict=True):
+            returned[name].append(value)
+    if returned["logprobs"][0] is None:
+        del returned["logprobs"]
+    return {"prompt_ids": prompt_ids, **returned}
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -53,9 +53,13 @@ def scale_of(values: Sequence[float]) -> float:
 def _tokens(tokens: Sequence[str], values: Sequence[float], scale: float, signed: bool) -> str:
     """The tokens in a row, each with its number below the pointer and as a colour: blue above 0, orange below."""
     return "".join(
-        f"<span class='token' title='{number(value, 4)}' style='background:{_colour(value / scale, signed)}'>{_shown(token)}</span>"
+        f"<span class='token' title='{_title(value)}' style='background:{_colour(value / scale, signed)}'>{_shown(token)}</span>"
         for token, value in zip(tokens, values, strict=True)
     )
+
+
+def _title(value: float) -> str:
+    return "not written by the policy" if math.isnan(value) else number(value, 4)
 
 
 def _shown(token: str) -> str:

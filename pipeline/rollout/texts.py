@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +22,10 @@ class Rollout:
         completion_ids: sampled token ids, the one that ended the completion included; never empty.
         truncated: whether the completion was cut at the length limit, without an end of its own.
         completions: decoded text, or for a conversational prompt a list with one assistant message.
-        logprobs: log-probability of each sampled token by the sampler itself, where it tells them.
+        logprobs: log-probability of each token by the sampler itself, where it tells them; anything where the policy did
+            not write.
+        env_mask: of each token of the completions, whether the policy wrote it; the others came from an environment (see
+            `trainer.rollout_function`). None: it wrote all.
     """
 
     prompts: list[TextOrMessages]
@@ -31,9 +35,15 @@ class Rollout:
     truncated: list[bool]
     completions: list[TextOrMessages]
     logprobs: list[list[float]] | None = None
+    env_mask: list[list[bool]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def written(self, row: int) -> Sequence[int]:
+        """Places of the tokens in a completion that the policy wrote, in order; never none."""
+        places = range(len(self.completion_ids[row]))
+        return places if self.env_mask is None else list(compress(places, self.env_mask[row]))
 
 
 def make_rollout(

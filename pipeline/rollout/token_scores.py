@@ -13,18 +13,33 @@ from tieback.reward_model.head import apply_head, last_position
 
 
 def pack_sequences(
-    prompt_ids: list[list[int]], completion_ids: list[list[int]], pad_id: int, device: torch.device
+    prompt_ids: list[list[int]],
+    completion_ids: list[list[int]],
+    pad_id: int,
+    device: torch.device,
+    env_mask: list[list[bool]] | None = None,
 ) -> dict[str, Tensor]:
     """Tensors for scoring: every row is prompt, completion, padding, with no padding between or before.
 
+    Args:
+        prompt_ids: of B prompts.
+        completion_ids: of their completions.
+        pad_id: any id.
+        device: of the tensors.
+        env_mask: which tokens of the completions the policy wrote; all where None.
+
     Returns:
         `input_ids` [B, L], `prompt_lengths` [B], `completion_ids` [B, T], `completion_lengths` [B] and `mask` [B, T]
-        (bool, True on sampled tokens; made from the lengths, never by comparing ids).
+        (bool, True on the policy's tokens; made from the lengths, never by comparing ids).
     """
     rows = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     width = max(len(row) for row in rows)
     longest = max(len(completion) for completion in completion_ids)
     lengths = torch.tensor([len(completion) for completion in completion_ids], device=device)
+    mask = torch.arange(longest, device=device) < lengths.unsqueeze(1)
+    if env_mask is not None:
+        written = [row + [False] * (longest - len(row)) for row in env_mask]
+        mask &= torch.tensor(written, device=device)
     return {
         "input_ids": torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device),
         "prompt_lengths": torch.tensor([len(prompt) for prompt in prompt_ids], device=device),
@@ -33,7 +48,7 @@ def pack_sequences(
             device=device,
         ),
         "completion_lengths": lengths,
-        "mask": torch.arange(longest, device=device) < lengths.unsqueeze(1),
+        "mask": mask,
     }
 
 

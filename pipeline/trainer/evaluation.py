@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import Tensor
 
@@ -78,14 +79,14 @@ class EvaluatedTrainer(LoggedTrainer):
         sets = read_eval_sets(given)
         for name, dataset in by_name("eval_dataset", sets).items():
             check_dataset(name, dataset, self.processing_class, self.model.config, self.args)
-            check_call(self.scorers, name, dataset)
+            check_call(self.scorers, name, dataset, more_columns=self.rollout_func is not None)
         return sets
 
     def _evaluate_set(self, dataset: Dataset, prefix: str) -> dict[str, float]:
         size = self.args.per_device_eval_batch_size
         own = equal_share(len(dataset), self.accelerator.process_index, self.accelerator.num_processes)
         with kept_random_state(self.accelerator.device):
-            torch.manual_seed(self.args.seed + self.accelerator.process_index)
+            set_seed((self.args.seed + self.accelerator.process_index) % 2**32)
             parts = [
                 self.figures([dataset[row] for row in own[start : start + size]])
                 for start in range(0, len(own), size)

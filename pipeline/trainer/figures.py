@@ -12,9 +12,9 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Each completion's KL to the reference [B] in nats: the k1 sum, unbiased whichever estimator the reward uses.
 
     Args:
-        logprobs: [B, T], log-probabilities of the sampled tokens.
+        logprobs: [B, T], log-probabilities of the tokens.
         ref_logprobs: [B, T], the same under the reference.
-        mask: bool [B, T], True on sampled tokens.
+        mask: bool [B, T], True on the policy's tokens.
     """
     return torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)
 
@@ -36,7 +36,7 @@ def rollout_figures(scored: ScoredRollout, kl: Tensor, reward_names: Sequence[st
         "reward/normalized_mean": scored.scores,
         "kl/ref": kl,
         "completions/mean_length": torch.tensor(
-            [float(len(ids)) for ids in rollout.completion_ids], device=kl.device
+            [float(len(rollout.written(row))) for row in range(len(rollout))], device=kl.device
         ),
         "completions/truncated_fraction": torch.tensor(rollout.truncated, device=kl.device).float(),
         **{f"reward/{name}": column for name, column in zip(reward_names, scored.rewards.T, strict=True)},

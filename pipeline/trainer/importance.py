@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.ratio_checks import sampling_gap
+from tieback.pipeline.trainer.ratio_checks import as_rows, sampling_gap
 from tieback.ppo_core import Batch
 
 
@@ -18,7 +18,7 @@ def compare_with_sampler(
     """The batch, with importance weights where they are asked for, and how far the sampler is from scoring, where it tells.
 
     Args:
-        batch: of the rollout, its mask True on sampled tokens.
+        batch: of the rollout, its mask True on the policy's tokens.
         rollout: B completions.
         model: what is trained.
         accelerator: of the training; all processes must call.
@@ -51,16 +51,14 @@ def importance_weights(
     Args:
         drawn: log μ of each token of B completions.
         scored: [B, T], log π of the same tokens.
-        mask: bool [B, T], True on sampled tokens.
+        mask: bool [B, T], True on the policy's tokens.
         level: token or sequence.
         cap: greatest weight.
 
     Returns:
         [B, T], 0 where masked.
     """
-    engine = torch.zeros_like(scored)
-    engine[mask] = torch.tensor([value for row in drawn for value in row]).to(scored)
-    log_ratios = torch.where(mask, scored - engine, 0.0)
+    log_ratios = torch.where(mask, scored - as_rows(drawn, scored), 0.0)
     if level == "sequence":
         log_ratios = log_ratios.sum(1, keepdim=True).expand_as(log_ratios)
     return torch.where(mask, log_ratios.exp().clamp(max=cap), 0.0)

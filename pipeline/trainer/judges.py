@@ -49,10 +49,10 @@ class Judges:
         """Names of the figures of `judge`."""
         return ["judge/mean", *self.names] if self.scorers else []
 
-    def check(self, sets: Mapping[str, Dataset]) -> None:
+    def check(self, sets: Mapping[str, Dataset], more_columns: bool) -> None:
         """Check that each judge takes what it will be called with (see `check_call`)."""
         for name, dataset in sets.items():
-            check_call(self.scorers, name, dataset)
+            check_call(self.scorers, name, dataset, more_columns)
 
     def judge(self, rollout: Rollout, device: torch.device) -> dict[str, Tensor]:
         """Each judge's scores [B] of B completions, NaN where it does not judge, and their sum, by name; none without judges.

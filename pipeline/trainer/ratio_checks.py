@@ -97,7 +97,7 @@ def sampling_gap(
     Args:
         drawn: log-probabilities of each of B completions' tokens by the engine.
         scored: [B, T], the same by scoring.
-        mask: bool [B, T], True on sampled tokens.
+        mask: bool [B, T], True on the policy's tokens.
         model: what is trained.
         accelerator: of the training.
         corrected: whether importance sampling makes up for the difference; it may then be as large as in bf16.
@@ -108,8 +108,7 @@ def sampling_gap(
     Raises:
         SelfCheckError: they differ by more than rounding.
     """
-    engine = torch.tensor([value for row in drawn for value in row], device=scored.device)
-    log_ratios = scored[mask] - engine
+    log_ratios = (scored - as_rows(drawn, scored))[mask]
     gaps = log_ratios.abs()
     own = torch.stack([gaps.sum(), torch.tensor(float(len(gaps))).to(gaps), gaps.max(), log_ratios.max()])
     total, count, largest, ratio = accelerator.gather(own[None]).unbind(1)
@@ -125,6 +124,12 @@ def sampling_gap(
         "rollout/logprob_gap_max": float(largest.max()),
         "rollout/ratio_max": math.exp(float(ratio.max())),
     }
+
+
+def as_rows(drawn: list[list[float]], like: Tensor) -> Tensor:
+    """Log-probabilities of B completions' tokens as a tensor like `like` [B, T], 0 behind a completion's end."""
+    rows = [row + [0.0] * (like.shape[1] - len(row)) for row in drawn]
+    return torch.tensor(rows).to(like)
 
 
 def _is_exact(model: nn.Module, mixed_precision: str) -> bool:

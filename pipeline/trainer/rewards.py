@@ -35,27 +35,39 @@ class ScoredRollout:
 
 
 def place_rewards(
-    rewards: Sequence[FunctionRewards], weights: Sequence[float], lengths: Sequence[int], device: torch.device
+    rewards: Sequence[FunctionRewards], weights: Sequence[float], rollout: Rollout, device: torch.device
 ) -> Tensor:
     """Weighted rewards of F functions where they are paid: by token, or at the last one where there is one number for all.
+
+    What is given for a token that the policy did not write is paid at the last one before it that it did, or at its first.
 
     Args:
         rewards: of each function, for B completions.
         weights: F weights.
-        lengths: tokens of each completion; T is the most.
+        rollout: the completions, of at most T tokens.
         device: of the result.
 
     Returns:
         [B, T] float32, 0 where nothing is paid; a row sums up to what `combine_rewards` gives.
     """
-    placed = torch.zeros(len(lengths), max(lengths))
-    for weight, (totals, by_token) in zip(weights, rewards, strict=True):
-        for row, (length, total, tokens) in enumerate(zip(lengths, totals, by_token, strict=True)):
+    placed = torch.zeros(len(rollout), max(map(len, rollout.completion_ids)))
+    for row in range(len(rollout)):
+        written = rollout.written(row)
+        for weight, (totals, by_token) in zip(weights, rewards, strict=True):
+            tokens = by_token[row]
             if tokens is not None:
-                placed[row, :length] += weight * torch.tensor(tokens)
-            elif not math.isnan(total):
-                placed[row, length - 1] += weight * total
+                own = torch.tensor(written)
+                before = torch.searchsorted(own, torch.arange(len(tokens)), right=True) - 1
+                placed[row].index_add_(0, own[before.clamp(min=0)], weight * torch.tensor(tokens))
+            elif not math.isnan(totals[row]):
+                placed[row, written[-1]] += weight * totals[row]
     return placed.to(device)
+
+
+def last_written(mask: Tensor) -> Tensor:
+    """Place [B, 1] of the last True of each row of a mask [B, T], which has one."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, places, -1).amax(dim=1, keepdim=True)
 
 
 def token_rewards(
@@ -75,7 +87,7 @@ def token_rewards(
         token_scores: [B, T], 0 where the mask is False.
         kl: [B, T] estimate of KL(policy ‖ reference) at each token.
         kl_coef: coefficient of the penalty.
-        mask: [B, T] bool, True on real tokens; a row's tokens stand first.
+        mask: [B, T] bool, True on the policy's tokens.
         gamma: discount a token.
         bootstrap_values: [B], gamma times which is added at the last token: the critic's value of the state
             that a cut completion would have gone on from, 0 for a finished one.
@@ -83,8 +95,7 @@ def token_rewards(
     Returns:
         `rewards` and `discounts`, both [B, T] float32.
     """
-    last = mask.sum(dim=1, keepdim=True) - 1
-    is_last = torch.arange(mask.shape[1], device=mask.device) == last
+    is_last = torch.arange(mask.shape[1], device=mask.device) == last_written(mask)
     paid = token_scores
     if bootstrap_values is not None:
         paid = paid + torch.where(is_last, gamma * bootstrap_values.unsqueeze(1), 0.0)

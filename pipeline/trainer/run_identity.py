@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -42,6 +42,7 @@ def input_digests(
     train_dataset: Dataset | None,
     peft_config: PeftConfig | None,
     ptx_dataset: Dataset | None = None,
+    rollout_func: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Digests of what a trainer was given, by the names of its arguments. All processes must call, before training.
 
@@ -56,6 +57,7 @@ def input_digests(
         train_dataset: prompt rows.
         peft_config: of a new adapter.
         ptx_dataset: texts that are imitated.
+        rollout_func: what samples in the trainer's place; like a reward function, it counts by its name.
     """
     rewards = [_scorer_digest(scorer) for scorer in scorers]
     inputs = {
@@ -66,6 +68,7 @@ def input_digests(
         "train_dataset": None if train_dataset is None else rows_digest(train_dataset),
         "peft_config": None if peft_config is None else _adapter_settings(peft_config),
         "ptx_dataset": None if ptx_dataset is None else rows_digest(ptx_dataset),
+        "rollout_func": None if rollout_func is None else _qualified_name(rollout_func),
     }
     return dict(broadcast_object_list([inputs])[0])
 
@@ -148,7 +151,11 @@ def _scorer_digest(scorer: Scorer) -> str:
     if isinstance(scorer, RewardScorer):
         parts = (module_digest(scorer.model), tokenizer_digest(scorer.tokenizer), str(scorer.max_length))
         return text_digest(*parts)
-    function = scorer.func if isinstance(scorer, functools.partial) else scorer
+    return _qualified_name(scorer)
+
+
+def _qualified_name(called: Callable[..., Any]) -> str:
+    function = called.func if isinstance(called, functools.partial) else called
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 

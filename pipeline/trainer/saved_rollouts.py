@@ -27,7 +27,7 @@ def save_rollout(
 
     Args:
         scored: B completions of this process.
-        batch: made of them, its mask True on sampled tokens.
+        batch: made of them, its mask True on the policy's tokens.
         iteration: counted from 1.
         process: number of this process.
         kl_coef: coefficient that the rewards were made with.

@@ -58,8 +58,7 @@ def score_rollout(
         if training:
             moments_of_each.update(accelerator.gather(rewards))
         weights = [weight / std for weight, std in zip(weights, moments_of_each.stds, strict=True)]
-    lengths = [len(ids) for ids in rollout.completion_ids]
-    token_scores = place_rewards(judged, weights, lengths, device)
+    token_scores = place_rewards(judged, weights, rollout, device)
     if args.normalize_rewards:
         if training:
             moments.update(accelerator.gather(combine_rewards(rewards, list(weights), rollout)))
@@ -68,7 +67,7 @@ def score_rollout(
         token_scores = token_scores.clamp(-args.reward_clip, args.reward_clip)
     if args.truncation == "penalty":
         shares = overlong_shares(rollout, args.max_completion_length, args.overlong_buffer_length)
-        last = torch.tensor(lengths, device=device).unsqueeze(1) - 1
+        last = torch.tensor([[rollout.written(row)[-1]] for row in range(len(rollout))], device=device)
         penalties = -args.missing_eos_penalty * shares.to(device).unsqueeze(1)
         token_scores = token_scores.scatter_add(1, last, penalties)
     return ScoredRollout(rollout, rewards, raw_scores, token_scores)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.config import PPOConfig
-from tieback.pipeline.trainer.rewards import ScoredRollout, token_rewards
+from tieback.pipeline.trainer.rewards import ScoredRollout, last_written, token_rewards
 from tieback.ppo_core import Batch, gae, kl_estimate, length_adaptive_lambda
 
 
@@ -27,8 +27,8 @@ def make_batch(
     Args:
         scored: B completions.
         inputs: of the actor-critic.
-        mask: bool [B, T], True on sampled tokens.
-        logprobs: [B, T], of the sampled tokens under the policy.
+        mask: bool [B, T], True on the policy's tokens.
+        logprobs: [B, T], of the tokens under the policy.
         values: [B, T + 1], of the critic.
         ref_logprobs: [B, T], under the reference.
         kl_coef: coefficient of the KL penalty in the reward.
@@ -38,7 +38,7 @@ def make_batch(
     kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator)
     bootstrap = None
     if args.truncation == "bootstrap":
-        end_values = values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
+        end_values = values.gather(1, last_written(mask) + 1).squeeze(1)
         bootstrap = torch.where(truncated, end_values, 0.0)
     rewards, discounts = token_rewards(scored.token_scores, kl, kl_coef, mask, args.gamma, bootstrap)
 

@@ -23,12 +23,13 @@ from transformers.trainer_utils import TrainOutput
 from tieback.pipeline.interruption import InterruptCallback
 from tieback.pipeline.model_loading import loading, named_tokenizer, refuse_classifier
 from tieback.pipeline.rollout.random_state import random_state
-from tieback.pipeline.rollout.sampler import end_token_ids, make_sampler
+from tieback.pipeline.rollout.sampler import Completion, end_token_ids, make_sampler
 from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.scorers import (
     RewardSource,
     check_call,
+    import_function,
     make_scorers,
     read_weights,
     unique_reward_names,
@@ -65,6 +66,7 @@ from tieback.pipeline.trainer.precision import check_trained
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
 from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
 from tieback.pipeline.trainer.rewards import MomentsOfEach, RunningMoments, ScoredRollout
+from tieback.pipeline.trainer.rollout_function import RolloutFunction, call_rollout_function
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
 from tieback.pipeline.trainer.scoring import score_rollout
@@ -103,6 +105,8 @@ class PPOTrainer(EvaluatedTrainer):
         judge_funcs: like `reward_funcs`: they score what `evaluate` samples, and take no part in training.
         ptx_dataset: demonstrations (`prompt` and `completion`, `messages`, or `text`) that the policy imitates beside PPO, with
             the weight `ptx_coef`.
+        rollout_func: a function `f(prompts, trainer)`, or its name `module:function`, that samples in the trainer's place, in
+            several turns perhaps (see `RolloutFunction` and `sample`); what an environment wrote is read, and not learnt.
     """
 
     args: PPOConfig
@@ -126,6 +130,7 @@ class PPOTrainer(EvaluatedTrainer):
         peft_config: PeftConfig | None = None,
         judge_funcs: RewardSource | Sequence[RewardSource] | None = None,
         ptx_dataset: PromptRows | None = None,
+        rollout_func: RolloutFunction | str | None = None,
     ):
         args = PPOConfig() if args is None else args
         check_args(args)
@@ -161,17 +166,20 @@ class PPOTrainer(EvaluatedTrainer):
             args.per_device_eval_batch_size,
             base_of_adapter(model, peft_config),
         )
+        self.rollout_func = (
+            import_function("rollout_func", rollout_func) if isinstance(rollout_func, str) else rollout_func
+        )
         for name, dataset in named_sets.items():
-            check_call(self.scorers, name, dataset)
+            check_call(self.scorers, name, dataset, more_columns=self.rollout_func is not None)
         self.reward_names = unique_reward_names(self.scorers)
         self.reward_weights = read_weights(args.reward_weights, self.scorers)
         self.judges = Judges(judge_funcs, args.per_device_eval_batch_size)
-        self.judges.check(by_name("eval_dataset", eval_sets))
+        self.judges.check(by_name("eval_dataset", eval_sets), more_columns=self.rollout_func is not None)
         check_evaluation(args, eval_sets, [*figure_names(self.reward_names), *self.judges.figure_names])
 
         self.ptx = PTXTexts(ptx_set, tokenizer, args)
         self.inputs = input_digests(
-            model, value_model, self.scorers, tokenizer, train_set, peft_config, ptx_set
+            model, value_model, self.scorers, tokenizer, train_set, peft_config, ptx_set, self.rollout_func
         )
         reward_models = [scorer for scorer in self.scorers if isinstance(scorer, RewardScorer)]
         trained, reference = make_actor_critic(model, value_model, reward_models, peft_config, args)
@@ -300,7 +308,7 @@ class PPOTrainer(EvaluatedTrainer):
             **of_the_sampler,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
-            **times.figures(sum(map(len, rollout.completion_ids))),
+            **times.figures(sum(len(rollout.written(row)) for row in range(len(rollout)))),
         }
         self.note(metrics, scored)
         self.kl_controller.update(rollout_metrics["kl/ref"], len(batch) * self.accelerator.num_processes)
@@ -332,19 +340,30 @@ class PPOTrainer(EvaluatedTrainer):
         )
 
     def generate(self, rows: list[Row]) -> Rollout:
-        """Sample a completion for the prompt of each row."""
-        prompts = [row["prompt"] for row in rows]
-        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
+        """Sample a completion for the prompt of each row, or let `rollout_func` do so."""
         with (
             self._generation_model() as actor_critic,
             failing_together(self.accelerator),
             self._sampler_answers(),
         ):
             self.sampler.sync(actor_critic)
-            completions = self.sampler.sample(
-                prompt_ids, with_logprobs=self.args.importance_sampling is not None
-            )
-        return make_rollout(rows, prompt_ids, completions, self.processing_class)
+            if self.rollout_func is not None:
+                return call_rollout_function(self.rollout_func, rows, self)
+            prompts = [row["prompt"] for row in rows]
+            prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
+            return make_rollout(rows, prompt_ids, self.sample(prompt_ids), self.processing_class)
+
+    def sample(self, prompt_ids: list[list[int]], max_length: int | None = None) -> list[Completion]:
+        """Go on after token ids of any number of prompts, by the policy as it is now; for a `rollout_func`, while it runs.
+
+        Each process must call at least once, as often as it likes.
+
+        Args:
+            prompt_ids: all that stands before, from the first prompt on; none empty.
+            max_length: most tokens of each, where fewer than max_completion_length.
+        """
+        with_logprobs = self.args.importance_sampling is not None
+        return self.sampler.sample(prompt_ids, with_logprobs=with_logprobs, max_length=max_length)
 
     def score(self, rollout: Rollout, training: bool = True) -> ScoredRollout:
         """Judge each completion: the weighted rewards, normalised and clipped where set, less the missing-EOS penalty.
@@ -373,7 +392,9 @@ class PPOTrainer(EvaluatedTrainer):
     def _pack(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs of the models on the CPU, where trimming waits for no device; and the mask [B, T]."""
         pad_id = self.processing_class.pad_token_id
-        inputs = pack_sequences(rollout.prompt_ids, rollout.completion_ids, pad_id, torch.device("cpu"))
+        inputs = pack_sequences(
+            rollout.prompt_ids, rollout.completion_ids, pad_id, torch.device("cpu"), rollout.env_mask
+        )
         return inputs, inputs.pop("mask").to(self.accelerator.device)
 
     @torch.no_grad()
@@ -401,7 +422,8 @@ class PPOTrainer(EvaluatedTrainer):
         return checkpoint_on_failure(self, restore)
 
     def _sampler_answers(self) -> AbstractContextManager[None]:
-        return time_limit(self.args.rollout_timeout, f"The sampler ({self.args.sampler})", "rollout_timeout")
+        what = f"The sampler ({self.args.sampler})" if self.rollout_func is None else "The rollout function"
+        return time_limit(self.args.rollout_timeout, what, "rollout_timeout")
 
     @contextmanager
     def _generation_model(self) -> Iterator[ActorCritic]:

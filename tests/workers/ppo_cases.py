@@ -62,7 +62,6 @@ CASES: dict[str, dict[str, Any]] = {
         "critic_warmup_iterations": 1,
         **SAVED,
     },
-    # The second step of an iteration goes too far, and is not taken.
     "imitation": {
         "ptx_dataset": toy.demonstrations(),
         "ptx_coef": 0.5,
@@ -70,6 +69,9 @@ CASES: dict[str, dict[str, Any]] = {
         "positive_score": 0.4,
         "num_ppo_epochs": 2,
     },
+    # Of two turns with an environment's between them, which processes sample in unequal numbers of calls.
+    "environment": {"rollout_func": toy.two_turns, "max_completion_length": 14, "truncation": "bootstrap"},
+    # The second step of an iteration goes too far, and is not taken.
     "target KL": {"target_kl": 1e-4, "num_ppo_epochs": 3},
 }
 # The checkpoint from which a case is resumed: within the critic's warm-up (where the policy has no optimiser state), after it.
