@@ -110,6 +110,16 @@ def test_evaluation_before_training_is_that_of_one_process(one: Results, two: li
     assert entry == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
+def test_processes_sample_as_many_batches_until_each_has_prompts_that_are_scored_unlike(
+    one: Results, two: list[Results]
+) -> None:
+    assert one["dynamic sampling"]["unlike"]
+    assert all(results["dynamic sampling"]["unlike"] for results in two)
+    logs = [results["dynamic sampling"]["logs"] for results in two]
+    assert [log["rollout/batches"] for log in logs[0]] == [log["rollout/batches"] for log in logs[1]]
+    assert max(log["rollout/batches"] for log in logs[0]) > 1
+
+
 # Checkpoints.
 
 

@@ -22,6 +22,7 @@ BEFORE: dict[str, Any] = {
     **{"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01},
     **{"max_prompt_length": 45, "critic_warmup_iterations": 1},
     **{"ptx_dataset": toy.demonstrations(), "ptx_coef": 0.1, "positive_nll_coef": 0.1, "positive_score": 0.5},
+    **{"ref_model_sync_steps": 2, "num_generations": 2},
 }
 
 # Another value for each setting that what is learnt depends on.
@@ -79,8 +80,11 @@ MATTERS: dict[str, Any] = {
     "kl_loss_estimator": "k1",
     "kl_target": 0.3,
     "kl_horizon": 100,
+    "ref_model_sync_steps": 3,
+    "ref_model_mixup_alpha": 0.5,
     "missing_eos_penalty": 0.5,
-    "num_generations": 2,
+    "num_generations": 4,
+    "dynamic_sampling_batches": 3,
     "truncation": "bootstrap",
     "overlong_buffer_length": 2,
     "reward_weights": [2.0],

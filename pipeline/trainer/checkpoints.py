@@ -23,6 +23,7 @@ from tieback.pipeline.resumable_trainer import ResumableTrainer
 from tieback.pipeline.resume import whole_checkpoints
 from tieback.pipeline.rollout.settings import PPO_CONFIG
 from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.moving_reference import MovingReference
 from tieback.pipeline.trainer.run_identity import compare_identities, run_identity, seed_of_process
 from tieback.pipeline.trainer.sharded_tensors import load_optimizer_state, whole_optimizer_state
 
@@ -126,9 +127,11 @@ class CheckpointedTrainer(ResumableTrainer):
     Attributes:
         run_state: parts of the run that a checkpoint holds besides those of every Trainer, by name.
         inputs: digests of what the run starts from (see `input_digests`).
+        moving_reference: written where the reference has moved.
     """
 
     run_state: dict[str, Stateful]
+    moving_reference: MovingReference
     inputs: dict[str, Any]
 
     # What the run that is resumed was not: names of what has changed since, and whether all processes draw anew.
@@ -203,6 +206,8 @@ class CheckpointedTrainer(ResumableTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if not self.args.save_only_model:
+            self.moving_reference.save(folder, self.args.should_save)
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
@@ -247,6 +252,7 @@ class CheckpointedTrainer(ResumableTrainer):
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            self.moving_reference.load(checkpoint)
             state = read_state(checkpoint)
             for name, part in self.run_state.items():
                 # A named kl_coef is where the adaptive one begins again.

@@ -96,6 +96,12 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
             "help": "Completions of each prompt in an iteration, all on one process: per_device_train_batch_size / num_generations prompts a process."
         },
     )
+    dynamic_sampling_batches: int = field(
+        default=1,
+        metadata={
+            "help": "Most batches of prompts that are sampled for an iteration, where completions of a prompt (num_generations above 1) are all scored alike: others take its place, drawn at random."
+        },
+    )
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Prompts a process completes at a time in evaluate()."}
     )
@@ -128,6 +134,18 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
     kl_horizon: int = field(
         default=10_000,
         metadata={"help": "Completions over which the adaptive kl_coef changes by the order of itself."},
+    )
+    ref_model_sync_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Iterations after which the reference of the KL moves to the policy, or a share of the way there (ref_model_mixup_alpha); it stays where the training began where not set."
+        },
+    )
+    ref_model_mixup_alpha: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share alpha of the policy in the reference that has moved: alpha * policy + (1 - alpha) * reference, weight by weight. 1 resets the reference to the policy."
+        },
     )
     missing_eos_penalty: float = field(
         default=1.0,
@@ -306,6 +324,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
         for name in (
             "per_device_train_batch_size",
             "num_generations",
+            "dynamic_sampling_batches",
             "per_device_eval_batch_size",
             "micro_batch_size",
             "generation_batch_size",
@@ -318,6 +337,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
             "gae_lambda_alpha",
             "importance_sampling_cap",
             "critic_learning_rate",
+            "ref_model_sync_steps",
             "rollout_timeout",
         ):
             value = getattr(self, name)
@@ -355,6 +375,19 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
         return cast(dict[str, Any], self.generation_kwargs or {})
 
     def _check_algorithm(self) -> None:
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ValueError(
+                f"ref_model_mixup_alpha must be above 0 and at most 1, got {self.ref_model_mixup_alpha}."
+            )
+        if self.ref_model_mixup_alpha != 1 and self.ref_model_sync_steps is None:
+            raise ValueError(
+                "ref_model_mixup_alpha says how far the reference moves, but ref_model_sync_steps is not set, so that it stays."
+            )
+        if self.dynamic_sampling_batches > 1 and self.num_generations == 1:
+            raise ValueError(
+                f"dynamic_sampling_batches={self.dynamic_sampling_batches} replaces prompts whose completions are scored alike, "
+                "but there is one of each: set num_generations to 2 or more."
+            )
         if self.critic_gae_lambda is not None and not 0 <= self.critic_gae_lambda <= 1:
             raise ValueError(f"critic_gae_lambda must be between 0 and 1, got {self.critic_gae_lambda}.")
         if self.kl_target is not None and self.kl_coef == 0:

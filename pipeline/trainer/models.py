@@ -58,7 +58,8 @@ def make_actor_critic(
     # A copy of the policy's backbone must be made before it has an adapter.
     critic: Any = make_critic(value_model, model, scorers, args.seed) if kind == "separate" else None
     had_adapter = isinstance(model, PeftModel)
-    policy, reference, reference_adapter = split_reference(model, peft_config)
+    moving = args.ref_model_sync_steps is not None
+    policy, reference, reference_adapter = split_reference(model, peft_config, moving)
     reward_heads = add_reward_adapters(policy, scorers)
     if kind != "separate":
         critic = make_inner_critic(kind, value_model, policy, had_adapter)
@@ -181,7 +182,7 @@ def _below_the_head(
 
 
 def split_reference(
-    policy: PreTrainedModel | PeftModel, peft_config: PeftConfig | None
+    policy: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, moving: bool = False
 ) -> tuple[nn.Module, nn.Module | None, str | None]:
     """Freeze what the policy is now, as the reference of the KL penalty.
 
@@ -192,6 +193,7 @@ def split_reference(
     Args:
         policy: model, or a model with one trainable adapter.
         peft_config: adapter to train on a model that has none.
+        moving: whether the reference will be reset to the policy, so that it needs an adapter of its own.
 
     Returns:
         The policy to train; the reference model, None where it is the policy's own base; and the adapter that is
@@ -211,19 +213,27 @@ def split_reference(
                 f"The model must have one adapter, named `default`, to train further; it has {list(policy.peft_config)}. "
                 "Save the one that is meant and load it with PeftModel.from_pretrained, which names it so."
             )
-        weights = get_peft_model_state_dict(policy, adapter_name="default", save_embedding_layers=False)
         for parameter in adapter_parameters(policy, "default").values():
             parameter.requires_grad_(True)  # which it was not, if it was loaded for inference
-        add_adapter(policy, "reference", policy.peft_config["default"], weights)
+        _add_copy(policy)
         return policy, None, "reference"
     if peft_config is not None:
         try:
-            return get_peft_model(policy, peft_config), None, None
+            adapted = get_peft_model(policy, peft_config)
         except ValueError as error:
             raise UsageError(f"The adapter cannot be put into the model: {error}") from error
+        if not moving:
+            return adapted, None, None
+        _add_copy(adapted)
+        return adapted, None, "reference"
     reference = copy_model(policy)
     reference.requires_grad_(False)
     return policy, reference.eval(), None
+
+
+def _add_copy(policy: PeftModel) -> None:
+    weights = get_peft_model_state_dict(policy, adapter_name="default", save_embedding_layers=False)
+    add_adapter(policy, "reference", policy.peft_config["default"], weights)
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

@@ -24,10 +24,10 @@ class PhaseTimes:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what runs within."""
+        """Time what runs within; of several such blocks the seconds are added up."""
         started = self._now()
         yield
-        self._seconds[name] = self._now() - started
+        self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - started
 
     def figures(self, num_tokens: int) -> dict[str, float]:
         """`time/<phase>`, `tokens_per_second` and `memory/peak`, over all processes, all of which must call.

@@ -19,6 +19,7 @@ def place_models(
     scorers: Sequence[RewardScorer],
     accelerator: Accelerator,
     replicate: bool,
+    moving: bool,
 ) -> PreTrainedModel | None:
     """Put all models in their places; those of the scorers are replaced in them.
 
@@ -28,13 +29,15 @@ def place_models(
         scorers: reward models and judges.
         accelerator: names backend and precision.
         replicate: hold frozen models whole on each process whatever the backend.
+        moving: whether the reference moves; it then keeps its precision, in which small steps do not vanish.
 
     Returns:
         The reference.
     """
     for module in (trained, reference, *(scorer.model for scorer in scorers)):
         if isinstance(module, nn.Module):
-            keep_frozen_in_bf16(module, accelerator)
+            if not (moving and module is reference):
+                keep_frozen_in_bf16(module, accelerator)
             attend_in_fp32(module, accelerator)
     if reference is not None:
         reference = place_reference(reference, accelerator, replicate)

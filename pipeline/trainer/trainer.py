@@ -1,8 +1,7 @@
 """PPOTrainer: Transformers' Trainer outside, the phases of PPO inside. One Trainer step is one PPO iteration."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from tieback.pipeline.interruption import InterruptCallback
 from tieback.pipeline.model_loading import loading, named_tokenizer, refuse_classifier
 from tieback.pipeline.rollout.random_state import random_state
-from tieback.pipeline.rollout.sampler import Completion, end_token_ids, make_sampler
-from tieback.pipeline.rollout.texts import Rollout, encode_prompts, make_rollout
-from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
+from tieback.pipeline.rollout.sampler import end_token_ids, make_sampler
 from tieback.pipeline.scorers import (
     RewardSource,
     check_call,
@@ -34,12 +31,10 @@ from tieback.pipeline.scorers import (
     read_weights,
     unique_reward_names,
 )
-from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.callbacks import PPOProgressCallback, early_stopping
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critic_warmup import CriticWarmup
-from tieback.pipeline.trainer.evaluation import EvaluatedTrainer, Row
-from tieback.pipeline.trainer.failures import checkpoint_on_failure, failing_together
+from tieback.pipeline.trainer.evaluation import Row
 from tieback.pipeline.trainer.figures import (
     figure_names,
     mean_figures,
@@ -58,27 +53,26 @@ from tieback.pipeline.trainer.input_checks import (
 )
 from tieback.pipeline.trainer.judges import Judges
 from tieback.pipeline.trainer.models import CriticSource, base_of_adapter, make_actor_critic
+from tieback.pipeline.trainer.moving_reference import MovingReference
 from tieback.pipeline.trainer.optimizer import optimizer_groups
-from tieback.pipeline.trainer.passes import in_passes, row_lengths
+from tieback.pipeline.trainer.passes import row_lengths
 from tieback.pipeline.trainer.phase_times import PhaseTimes
 from tieback.pipeline.trainer.placement import place_models
 from tieback.pipeline.trainer.precision import check_trained
 from tieback.pipeline.trainer.prompt_sets import PromptRows, by_name, read_eval_sets, read_set
-from tieback.pipeline.trainer.ratio_checks import check_ratio, check_sampling
+from tieback.pipeline.trainer.ratio_checks import check_ratio
 from tieback.pipeline.trainer.rewards import MomentsOfEach, RunningMoments, ScoredRollout
-from tieback.pipeline.trainer.rollout_function import RolloutFunction, call_rollout_function
+from tieback.pipeline.trainer.rollout_function import RolloutFunction
+from tieback.pipeline.trainer.rollouts import RolloutTrainer
 from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
-from tieback.pipeline.trainer.scoring import score_rollout
-from tieback.pipeline.trainer.sharded_tensors import gathered
-from tieback.pipeline.trainer.sharding import check_backend, policy_for_generation
+from tieback.pipeline.trainer.sharding import check_backend
 from tieback.pipeline.trainer.targets import check_some_ended, make_batch, without_truncated
-from tieback.pipeline.trainer.time_limit import time_limit
 from tieback.ppo_core import AdaptiveKLController, Batch, FixedKLController, PPOStats, update
 from tieback.reward_model.scoring import RewardScorer
 
 
-class PPOTrainer(EvaluatedTrainer):
+class PPOTrainer(RolloutTrainer):
     """PPO against reward functions and reward models, with a KL penalty to the model it starts from.
 
     Each step: sample a completion for each prompt (`generate`), score it (`score`), turn scores into advantages
@@ -209,7 +203,9 @@ class PPOTrainer(EvaluatedTrainer):
             [*reward_models, *self.judges.models],
             self.accelerator,
             args.replicate_frozen_models,
+            moving=args.ref_model_sync_steps is not None,
         )
+        self.moving_reference = MovingReference(trained, self.reference, self.accelerator, args)
         self.kl_controller = (
             FixedKLController(args.kl_coef)
             if args.kl_target is None
@@ -224,7 +220,6 @@ class PPOTrainer(EvaluatedTrainer):
             **({"moments_of_each": self.moments_of_each} if args.normalize_each_reward else {}),
             "critic_warmup": self.critic_warmup,
         }
-        self._restore_random_state: Callable[[], None] | None = None
         self._checked = False
 
     # What Trainer asks for.
@@ -263,12 +258,10 @@ class PPOTrainer(EvaluatedTrainer):
         num_generations = self.args.num_generations
         times = PhaseTimes(self.accelerator)
         with self._saved_on_failure():
-            with times.phase("generate"):
-                rollout = self.generate([row for row in inputs for _ in range(num_generations)])
+            scored, of_the_sampling = self.sample_and_score(inputs, times)
             if self.args.truncation == "mask":
-                check_some_ended(rollout.truncated, self.accelerator)
-            with times.phase("score"):
-                scored = self.score(rollout)
+                check_some_ended(scored.rollout.truncated, self.accelerator)
+        rollout = scored.rollout
         with times.phase("logprobs"):
             batch = self.to_batch(scored)
         batch, of_the_sampler = compare_with_sampler(batch, rollout, self.model, self.accelerator, self.args)
@@ -305,12 +298,14 @@ class PPOTrainer(EvaluatedTrainer):
         rollout_metrics = mean_figures(figures)
         metrics = {
             **rollout_metrics,
+            **of_the_sampling,
             **of_the_sampler,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
             **times.figures(sum(len(rollout.written(row)) for row in range(len(rollout)))),
         }
         self.note(metrics, scored)
+        self.moving_reference.follow(self.state.global_step + 1)
         self.kl_controller.update(rollout_metrics["kl/ref"], len(batch) * self.accelerator.num_processes)
         # Not later: a new epoch of the data draws a number before the next iteration.
         self._restore_random_state = random_state(self.accelerator.device)
@@ -339,123 +334,8 @@ class PPOTrainer(EvaluatedTrainer):
             lengths=row_lengths(batch.inputs, self.args.micro_batch_size, self.accelerator.device),
         )
 
-    def generate(self, rows: list[Row]) -> Rollout:
-        """Sample a completion for the prompt of each row, or let `rollout_func` do so."""
-        with (
-            self._generation_model() as actor_critic,
-            failing_together(self.accelerator),
-            self._sampler_answers(),
-        ):
-            self.sampler.sync(actor_critic)
-            if self.rollout_func is not None:
-                return call_rollout_function(self.rollout_func, rows, self)
-            prompts = [row["prompt"] for row in rows]
-            prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
-            return make_rollout(rows, prompt_ids, self.sample(prompt_ids), self.processing_class)
-
-    def sample(self, prompt_ids: list[list[int]], max_length: int | None = None) -> list[Completion]:
-        """Go on after token ids of any number of prompts, by the policy as it is now; for a `rollout_func`, while it runs.
-
-        Each process must call at least once, as often as it likes.
-
-        Args:
-            prompt_ids: all that stands before, from the first prompt on; none empty.
-            max_length: most tokens of each, where fewer than max_completion_length.
-        """
-        with_logprobs = self.args.importance_sampling is not None
-        return self.sampler.sample(prompt_ids, with_logprobs=with_logprobs, max_length=max_length)
-
-    def score(self, rollout: Rollout, training: bool = True) -> ScoredRollout:
-        """Judge each completion: the weighted rewards, normalised and clipped where set, less the missing-EOS penalty.
-
-        Args:
-            rollout: B completions.
-            training: whether the running reward statistics take these scores in.
-        """
-        return score_rollout(
-            rollout,
-            self.scorers,
-            self.reward_weights,
-            self.reward_moments,
-            self.moments_of_each,
-            self.accelerator,
-            self.args,
-            training,
-        )
-
     def to_batch(self, scored: ScoredRollout) -> Batch:
         """What `update` learns from: log-probabilities and values of the rollout, and advantages of its rewards."""
         inputs, mask = self._pack(scored.rollout)
         kl_coef = self.kl_controller.value
         return make_batch(scored, inputs, mask, *self._score_tokens(inputs), kl_coef, self.args)
-
-    def _pack(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs of the models on the CPU, where trimming waits for no device; and the mask [B, T]."""
-        pad_id = self.processing_class.pad_token_id
-        inputs = pack_sequences(
-            rollout.prompt_ids, rollout.completion_ids, pad_id, torch.device("cpu"), rollout.env_mask
-        )
-        return inputs, inputs.pop("mask").to(self.accelerator.device)
-
-    @torch.no_grad()
-    def _score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [B, T], values [B, T + 1] and the reference's log-probabilities [B, T]."""
-
-        def score(part: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            # Before train() has prepared the policy, its own forward is not under autocast, nor does it gather weights.
-            unprepared = self.model.parameters() if self.model_wrapped is self.model else ()
-            with self.accelerator.autocast(), gathered(unprepared):
-                logprobs, values = self.model_wrapped(part)
-                if self.reference is None:
-                    (ref_logprobs,) = self.model_wrapped(part, task="reference")
-                else:
-                    ref_logprobs, _ = completion_logprobs(self.reference, part, self.args.temperature)
-            return logprobs, values, ref_logprobs
-
-        logprobs, values, ref_logprobs = in_passes(
-            score, inputs, self.args.micro_batch_size, self.accelerator
-        )
-        return logprobs, values, ref_logprobs
-
-    def _saved_on_failure(self) -> AbstractContextManager[None]:
-        restore = self._restore_random_state or random_state(self.accelerator.device)
-        return checkpoint_on_failure(self, restore)
-
-    def _sampler_answers(self) -> AbstractContextManager[None]:
-        what = f"The sampler ({self.args.sampler})" if self.rollout_func is None else "The rollout function"
-        return time_limit(self.args.rollout_timeout, what, "rollout_timeout")
-
-    @contextmanager
-    def _generation_model(self) -> Iterator[ActorCritic]:
-        with (
-            policy_for_generation(
-                self.model_wrapped, self.accelerator, self.args.gradient_checkpointing_kwargs
-            ) as actor_critic,
-            torch.no_grad(),
-            self.accelerator.autocast(),
-        ):
-            yield actor_critic
-
-    def _check_sampling(self, rows: list[Row]) -> None:
-        prompts = [row["prompt"] for row in rows[:4]]
-        prompt_ids = encode_prompts(prompts, self.processing_class, self.args.template_arguments)
-        with self._generation_model() as actor_critic, self._sampler_answers():
-            self.sampler.sync(actor_critic)
-            corrected = self.args.importance_sampling is not None
-            check_sampling(actor_critic, self.sampler, prompt_ids, self.accelerator, corrected)
-
-    # Evaluation.
-
-    def figures(self, rows: list[Row]) -> dict[str, Tensor]:
-        """Complete and score B prompt rows; each figure [B], by its name in the log."""
-        with self._saved_on_failure():
-            scored = self.score(self.generate(rows), training=False)
-            with (
-                failing_together(self.accelerator),
-                time_limit(self.args.rollout_timeout, "Judges", "rollout_timeout"),
-            ):
-                judged = self.judges.judge(scored.rollout, self.accelerator.device)
-        inputs, mask = self._pack(scored.rollout)
-        logprobs, _, ref_logprobs = self._score_tokens(inputs)
-        kl = sequence_kl(logprobs, ref_logprobs, mask)
-        return rollout_figures(scored, kl, self.reward_names) | judged

@@ -71,11 +71,22 @@ CASES: dict[str, dict[str, Any]] = {
     },
     # Of two turns with an environment's between them, which processes sample in unequal numbers of calls.
     "environment": {"rollout_func": toy.two_turns, "max_completion_length": 14, "truncation": "bootstrap"},
+    "moving reference": {"ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.4, **SAVED, "max_steps": 3},
+    "reset reference": {**LORA, "ref_model_sync_steps": 1, "max_steps": 3},
+    "reset whole reference": {"ref_model_sync_steps": 1, "replicate_frozen_models": True},
     # The second step of an iteration goes too far, and is not taken.
     "target KL": {"target_kl": 1e-4, "num_ppo_epochs": 3},
 }
 # The checkpoint from which a case is resumed: within the critic's warm-up (where the policy has no optimiser state), after it.
-RESUMED = {"everything": 2, "warm-up": 1, "lora": 1, "one base": 1, "shared critic": 1}
+RESUMED = {
+    "everything": 2,
+    "warm-up": 1,
+    "lora": 1,
+    "one base": 1,
+    "shared critic": 1,
+    "moving reference": 2,
+    "reset reference": 2,
+}
 
 
 def make_trainer(folder: Path, processes: int, reward: Any = toy.id_reward, **settings: Any) -> PPOTrainer:
@@ -136,10 +147,26 @@ def run(folder: Path, processes: int) -> dict[str, Any]:
     trainer.evaluate()
     results["evaluation"] = trainer.state.log_history
     results["interrupted"] = interrupted(folder / "interrupted", processes)
+    results["dynamic sampling"] = dynamic(folder / "dynamic", processes)
     results["fp32"] = small_steps(folder / "fp32", processes)
     results["bf16"] = small_steps(folder / "bf16", processes, bf16=True)
     results["sharding"] = sharding_checks.run(folder.parent, folder, processes, SAMPLE)
     return results
+
+
+def dynamic(folder: Path, processes: int) -> dict[str, Any]:
+    """Whether this process has learnt from prompts that are scored unlike alone, and the log of all, where one lacks more than another."""
+
+    def reward(prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        alike = [len(prompt[0]["content"].split()) <= 2 for prompt in prompts]
+        return [0.5 if no else row % 2 for row, no in enumerate(alike)]
+
+    settings = {"num_generations": 2, "dynamic_sampling_batches": 30, "max_steps": 2}
+    trainer = make_trainer(folder, processes, reward, **settings)
+    trainer.train()
+    scores = trainer._last_rollout.raw_scores.view(-1, 2)
+    logs = toy.iteration_logs(trainer)
+    return {"unlike": bool((scores[:, 0] != scores[:, 1]).all()), "logs": logs}
 
 
 def run_stage(folder: Path, processes: int) -> None:
