@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tieback.cli.arguments import parse_flags
 from tieback.cli.errors import UsageError, run
+from tieback.pipeline.labelling.guidelines import keep_guidelines, read_guidelines
 from tieback.pipeline.labelling.items import read_comparisons, read_responses
 from tieback.pipeline.labelling.judgements import JudgementLog
 from tieback.pipeline.labelling.session import Session
@@ -38,6 +39,12 @@ class LabelArguments:
     compare: str | None = field(
         default=None,
         metadata={"help": "File of pairs to compare side by side, as pipeline/evaluate.py writes it."},
+    )
+    guidelines: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of guidelines (Markdown) to judge by: they stand above each item, open on the first one, and each judgement names their version."
+        },
     )
     summary: bool = field(
         default=False,
@@ -115,7 +122,11 @@ def check_address(host: str, port: int | None) -> None:
 def main() -> None:
     """Run the command."""
     quiet_libraries()
-    missing = [name for name in ("gradio", "krippendorff") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("gradio", "krippendorff", "markdown_it", "nh3")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise UsageError(
             f"{' and '.join(missing)} must be installed: `pip install 'tieback[label]'` (in a checkout, `make setup`)."
@@ -125,6 +136,7 @@ def main() -> None:
         check_address(args.host, args.port)
     output = Path(args.output)
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
+    guidelines = None if args.guidelines is None else read_guidelines(Path(args.guidelines))
     log = open_log(output)
     if args.summary:
         from tieback.pipeline.labelling.agreement import judgement_figures
@@ -139,7 +151,17 @@ def main() -> None:
         items = most_uncertain_first(items, args.uncertain_to)
     from tieback.pipeline.labelling.page import build_page, serve
 
-    session = Session(items, log, output, args.overlap, args.seed, side_by_side=args.compare is not None)
+    if guidelines is not None:
+        keep_guidelines(guidelines, output)
+    session = Session(
+        items,
+        log,
+        output,
+        args.overlap,
+        args.seed,
+        side_by_side=args.compare is not None,
+        guidelines=guidelines,
+    )
     auth = ("annotator", args.password) if args.password else None
     until = session.is_finished if args.until_finished else None
     serve(build_page(session, "Tieback: judge responses"), args.host, args.port, auth, until)

@@ -57,10 +57,10 @@ def rank_in_browser(browser, rows, folder, seed):
         tab.keyboard.press("Enter")
         for done in range(len(items)):
             expect(tab.locator(".count")).to_have_text(f"{done} of {len(items)}")
-            row = by_prompt[tab.locator(".prompt .prose").inner_text()]
+            row = by_prompt[tab.locator(".prompt .written").text_content()]
             ranks, _ = annotate(gold_totals(row), seed, row["prompt_id"])
             rank_of = dict(zip(row["responses"], ranks, strict=True))
-            for text in tab.locator(".response .prose").all_inner_texts():
+            for text in tab.locator(".response .written").all_text_contents():
                 tab.keyboard.press(str(rank_of[text]))
             tab.keyboard.press("Enter")
         expect(tab.get_by_text("All done")).to_be_visible()

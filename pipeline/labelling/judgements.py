@@ -43,6 +43,7 @@ class Judgement:
         ratings: by aspect, 1 to 5 or None for each response.
         flag: one of `FLAGS` where the item gives no preference.
         note: free text.
+        guidelines: version of the guidelines that the annotator had before them; None where there were none.
     """
 
     judgement_id: str
@@ -55,6 +56,7 @@ class Judgement:
     ratings: dict[str, list[int | None]] = field(default_factory=dict)
     flag: str | None = None
     note: str = ""
+    guidelines: str | None = None
 
 
 class JudgementLog:

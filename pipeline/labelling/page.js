@@ -1,4 +1,5 @@
-// The labelling page. What a model or a person wrote reaches the page as text nodes only, never as HTML.
+// The labelling page. What a model or a person wrote reaches the page as text nodes, or as the HTML that the server has made of
+// its Markdown and sanitised (labelling/markdown.py).
 //
 // Gradio loads the page anew by itself, when it has lost the server and found it again, and a person may, too. So the tab
 // remembers who is judging, and what was chosen and is not submitted yet.
@@ -28,16 +29,38 @@ function messageLine() {
   return line;
 }
 
-// Text with code between ``` fences in a box of its own.
-function prose(text) {
+// A text as it reads, and, hidden until `r` is pressed, as it was written.
+function prose(text, html) {
   const box = make('div', 'prose');
-  box.dir = 'auto';
-  if (!text.trim()) box.append(make('span', 'empty', '(empty)'));
-  text.split('```').forEach((part, index) => {
-    if (!part) return;
-    if (index % 2) box.append(make('pre', '', part.replace(/^[\w+-]*\n/, '')));
-    else box.append(make('span', '', part));
-  });
+  if (!text.trim()) {
+    box.append(make('span', 'empty', '(empty)'));
+    return box;
+  }
+  const written = make('div', html ? 'written' : 'written only', text);
+  written.dir = 'auto';
+  if (html) {
+    const rendered = make('div', 'rendered');
+    rendered.dir = 'auto';
+    rendered.innerHTML = html;
+    box.append(rendered);
+  }
+  box.append(written);
+  return box;
+}
+
+function toggleRaw() {
+  const raw = root.classList.toggle('raw');
+  const marks = root.querySelector('.raw-text');
+  if (marks) marks.setAttribute('aria-pressed', raw);
+}
+
+// Open until the first judgement; then as the annotator left them.
+function guidelinesBox(view) {
+  const box = make('details', 'guidelines');
+  const opened = sessionStorage.getItem('tieback-guidelines');
+  box.open = opened === null ? !view.progress.done : opened === view.guidelines.version;
+  box.addEventListener('toggle', () => sessionStorage.setItem('tieback-guidelines', box.open ? view.guidelines.version : ''));
+  box.append(make('summary', '', 'Guidelines'), prose(view.guidelines.text, view.guidelines.html));
   return box;
 }
 
@@ -96,7 +119,7 @@ function start(annotator) {
 }
 
 function leave() {
-  ['tieback-annotator', 'tieback-draft'].forEach((key) => sessionStorage.removeItem(key));
+  ['tieback-annotator', 'tieback-draft', 'tieback-guidelines'].forEach((key) => sessionStorage.removeItem(key));
   drawName();
 }
 
@@ -110,7 +133,10 @@ function submit(flag) {
   const answer = { ranks: state.ranks, ratings: state.ratings, flag: flag || null, note: root.querySelector('.note').value };
   return ask(async () => {
     const reply = await server.judge({ annotator: state.annotator, item_id: view.item_id, answer });
-    if (!reply.error) sessionStorage.removeItem('tieback-draft');
+    if (!reply.error) {
+      sessionStorage.removeItem('tieback-draft');
+      if (!view.progress.done) sessionStorage.setItem('tieback-guidelines', '');
+    }
     return reply;
   });
 }
@@ -176,7 +202,7 @@ function refresh() {
   });
 }
 
-function card(text, index) {
+function card(text, html, index) {
   const view = state.view;
   const box = make('section', 'response');
   box.addEventListener('click', () => { if (index !== state.focus) { state.focus = index; refresh(); } });
@@ -196,7 +222,7 @@ function card(text, index) {
   box.append(head);
   const scroll = make('div', 'scroll');
   scroll.tabIndex = 0;
-  scroll.append(prose(text));
+  scroll.append(prose(text, html));
   box.append(scroll);
   const ratings = make('div', 'ratings');
   view.aspects.forEach((aspect) => {
@@ -235,15 +261,16 @@ function draw(note) {
     return;
   }
   root.append(make('h1', 'title', view.side_by_side ? 'Which response is better?' : 'Rank the responses'));
+  if (view.guidelines) root.append(guidelinesBox(view));
   const prompt = make('div', 'prompt');
-  view.prompt.forEach((message) => {
+  view.prompt.forEach((message, index) => {
     const turn = make('div', 'turn ' + message.role);
-    turn.append(make('div', 'hint', message.role), prose(message.content));
+    turn.append(make('div', 'hint', message.role), prose(message.content, view.prompt_html[index]));
     prompt.append(turn);
   });
   root.append(prompt);
   const responses = make('div', view.side_by_side ? 'responses pair' : 'responses');
-  view.responses.forEach((text, index) => responses.append(card(text, index)));
+  view.responses.forEach((text, index) => responses.append(card(text, view.responses_html[index], index)));
   root.append(responses);
 
   const foot = make('div', 'foot');
@@ -258,11 +285,14 @@ function draw(note) {
   else actions.append(button('submit', 'Submit', 'Key: Enter', () => submit()));
   actions.append(button('undo', 'Undo', 'Key: u', () => undo(1)));
   actions.append(button('undo', 'Undo several', 'Key: U', undoSeveral));
+  const rawText = button('raw-text', 'Raw text', 'Key: r', toggleRaw);
+  rawText.setAttribute('aria-pressed', root.classList.contains('raw'));
+  actions.append(rawText);
   view.flags.forEach((flag) => actions.append(button('flag', flag, 'Key: ' + FLAG_KEYS[flag], () => submit(flag))));
   foot.append(actions, messageLine());
   foot.append(make('div', 'keys hint', view.side_by_side
-    ? '← or 1 left · → or 2 right · t or 0 tie · u undo · U undo several · s skip · x unsafe · b broken · n note'
-    : 'digits rank, 1 best, equal ties · ↑ ↓ move · Enter submit · u undo · U undo several · s skip · x unsafe · b broken · n note · q, c, h then a digit rate'));
+    ? '← or 1 left · → or 2 right · t or 0 tie · u undo · U undo several · s skip · x unsafe · b broken · n note · r raw text'
+    : 'digits rank, 1 best, equal ties · ↑ ↓ move · Enter submit · u undo · U undo several · s skip · x unsafe · b broken · n note · r raw text · q, c, h then a digit rate'));
   root.append(foot);
   refresh();
 }
@@ -308,6 +338,7 @@ function onKey(event) {
   if (key === 'u') { if (event.shiftKey) undoSeveral(); else undo(1); }
   else if (view.finished) return;
   else if (flag) submit(flag);
+  else if (key === 'r') toggleRaw();
   else if (key === 'n') root.querySelector('.note').focus();
   else if (view.aspects.includes(ASPECT_KEYS[key])) { state.aspect = ASPECT_KEYS[key]; refresh(); }
   else if (state.aspect && /^[1-9]$/.test(key)) { if (Number(key) <= view.max_rating) rate(state.focus, state.aspect, Number(key)); }

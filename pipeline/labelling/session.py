@@ -4,13 +4,14 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tieback.cli.errors import UsageError
 from tieback.data.conversations import as_messages
 from tieback.data.errors import DataError
+from tieback.pipeline.labelling.guidelines import Guidelines
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.labelling.judgements import (
     ASPECTS,
@@ -21,6 +22,7 @@ from tieback.pipeline.labelling.judgements import (
     new_judgement,
     preference_rows,
 )
+from tieback.pipeline.labelling.markdown import to_html
 from tieback.pipeline.response_files import write_rows
 
 # After this time an item on the page of an annotator who has gone away is offered to others.
@@ -39,6 +41,7 @@ class Session:
         overlap: share of the items that every annotator is shown; each other item is one annotator's.
         seed: of the order of the responses on the page.
         side_by_side: two responses, of which one is chosen, instead of a ranking.
+        guidelines: what annotators are to judge by.
         clock: seconds since the epoch.
 
     Raises:
@@ -51,6 +54,7 @@ class Session:
     overlap: float = 0.0
     seed: int = 0
     side_by_side: bool = False
+    guidelines: Guidelines | None = None
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -77,9 +81,12 @@ class Session:
                 raise DataError("This item is not in the file any more: reload the page.")
             shown_id, shown_at = self.log.shown.get(annotator, (None, None))
             order = item.shown_order(annotator, self.seed)
-            self.log.judge(
-                new_judgement(item, annotator, order, answer, shown_at if shown_id == item_id else None)
+            judgement = new_judgement(
+                item, annotator, order, answer, shown_at if shown_id == item_id else None
             )
+            if self.guidelines is not None:
+                judgement = replace(judgement, guidelines=self.guidelines.version)
+            self.log.judge(judgement)
             self._write_output()
             return self._view_next(annotator)
 
@@ -155,10 +162,15 @@ class Session:
         """An item as the page shows it: texts in the order shown, and nothing that tells who wrote them."""
         self.log.show(item, annotator)
         order = item.shown_order(annotator, self.seed)
+        messages = as_messages(item.row["prompt"])
+        responses = [item.row["responses"][index] for index in order]
         view: dict[str, Any] = {
             "item_id": item.item_id,
-            "prompt": as_messages(item.row["prompt"]),
-            "responses": [item.row["responses"][index] for index in order],
+            "prompt": messages,
+            "prompt_html": [to_html(message["content"]) for message in messages],
+            "responses": responses,
+            "responses_html": [to_html(text) for text in responses],
+            "guidelines": None if self.guidelines is None else vars(self.guidelines),
             "side_by_side": self.side_by_side,
             # A choice between two is made by one key, which leaves no moment for ratings.
             "aspects": [] if self.side_by_side else list(ASPECTS),
