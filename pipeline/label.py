@@ -18,7 +18,7 @@ from pathlib import Path
 from tieback.cli.arguments import parse_flags
 from tieback.cli.errors import UsageError, run
 from tieback.pipeline.labelling.guidelines import keep_guidelines, read_guidelines
-from tieback.pipeline.labelling.items import read_comparisons, read_responses
+from tieback.pipeline.labelling.items import read_comparisons, read_known, read_responses
 from tieback.pipeline.labelling.judgements import JudgementLog
 from tieback.pipeline.labelling.session import Session
 from tieback.pipeline.stage import quiet_libraries
@@ -44,6 +44,27 @@ class LabelArguments:
         default=None,
         metadata={
             "help": "File of guidelines (Markdown) to judge by: they stand above each item, open on the first one, and each judgement names their version."
+        },
+    )
+    gold: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of responses with known ranks (rows as of --responses, with `ranks`), mixed in unmarked: --summary tells how often each annotator orders them so. They give no preferences."
+        },
+    )
+    gold_share: float = field(
+        default=0.1, metadata={"help": "Share of such items among those that an annotator is shown."}
+    )
+    adjudicate: bool = field(
+        default=False,
+        metadata={
+            "help": "Show the items whose responses people have ordered differently, to others than those, blind; what they say then stands in the place of the earlier judgements."
+        },
+    )
+    leave_out_hasty: bool = field(
+        default=False,
+        metadata={
+            "help": "Judgements that were made faster than anyone reads give no preferences; they stay in the log."
         },
     )
     summary: bool = field(
@@ -82,6 +103,12 @@ class LabelArguments:
             raise UsageError("Name what to judge: either --responses or --compare.")
         if not 0 <= self.overlap <= 1:
             raise UsageError(f"overlap is a share, from 0 to 1, not {self.overlap}.")
+        if not 0 <= self.gold_share <= 1:
+            raise UsageError(f"gold_share is a share, from 0 to 1, not {self.gold_share}.")
+        if self.gold and self.compare:
+            raise UsageError(
+                "--gold has ranks of the responses of --responses; it cannot be mixed into --compare."
+            )
         if Path(self.output).suffix != ".jsonl":
             raise UsageError(f"--output {self.output}: the name must end in .jsonl.")
         if self.port is not None and not 1 <= self.port <= 65535:
@@ -136,13 +163,15 @@ def main() -> None:
         check_address(args.host, args.port)
     output = Path(args.output)
     items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
+    known = read_known(Path(args.gold)) if args.gold else []
     guidelines = None if args.guidelines is None else read_guidelines(Path(args.guidelines))
     log = open_log(output)
     if args.summary:
-        from tieback.pipeline.labelling.agreement import judgement_figures
+        from tieback.pipeline.labelling.agreement import agreement_matrix, judgement_figures
         from tieback.pipeline.labelling.summary import print_summary
 
-        print_summary(judgement_figures(items, list(log.judgements.values())))
+        judgements = list(log.judgements.values())
+        print_summary(judgement_figures(items, judgements, known), agreement_matrix(items, judgements))
         return
     if args.uncertain_to:
         # Only here: it brings in the trainers, which take seconds to import.
@@ -161,7 +190,15 @@ def main() -> None:
         args.seed,
         side_by_side=args.compare is not None,
         guidelines=guidelines,
+        known=known,
+        known_share=args.gold_share,
+        adjudicate=args.adjudicate,
+        leave_out_hasty=args.leave_out_hasty,
     )
+    if args.adjudicate and session.is_finished():
+        raise UsageError(
+            f"{log.path} has no item that people have ordered differently and nobody has settled."
+        )
     auth = ("annotator", args.password) if args.password else None
     until = session.is_finished if args.until_finished else None
     serve(build_page(session, "Tieback: judge responses"), args.host, args.port, auth, until)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.labelling.judgements import ASPECTS, Judgement
+from tieback.pipeline.labelling.quality import hasty_figures, known_figures
 from tieback.pipeline.sample_statistics import bootstrap_interval
 
 
@@ -24,33 +25,48 @@ class _Preference(NamedTuple):
     verdict: int
 
 
-def judgement_figures(items: Sequence[Item], judgements: Sequence[Judgement]) -> dict[str, float]:
+def judgement_figures(
+    items: Sequence[Item], judgements: Sequence[Judgement], with_known_ranks: Sequence[Item] = ()
+) -> dict[str, float]:
     """Figures over the judgements of these items.
 
+    Args:
+        items: that were to be judged.
+        judgements: of these, and of others.
+        with_known_ranks: items that were mixed in for their known answers, which count for `gold/` alone.
+
     Returns:
-        Counts (`judgements`, `items/judged`, `items/left`, `items/by_several`, `flagged/<flag>`, `ties/share`,
-        `judgements/by/<annotator>`), `seconds/median`, and, where there is anything to say it of:
+        Counts (`judgements`, `items/judged`, `items/left`, `items/by_several`, `items/disputed`, `adjudicated`, `flagged/<flag>`,
+        `ties/share`, `judgements/by/<annotator>`, `hasty/<annotator>`), `gold/accuracy/<annotator>` with `gold/pairs/<annotator>`, `seconds/median`, and, where there is anything to say it of:
         `agreement/shared_pairs` (pairs of responses that several annotators judged), `agreement/alpha` (Krippendorff's, nominal, over pairs of responses: 1 perfect, 0 chance),
         `agreement/pairwise` (share of pairs that two annotators order alike, ties left out),
         `bias/first_shown` and `bias/longer` (share of untied pairs won by the response shown first, or the longer one;
         0.5 is no bias of place) with the ends of a 95% bootstrap interval, `ratings/<aspect>` (mean).
     """
-    by_id = {item.item_id: item for item in items}
+    mixed_in = {item.item_id for item in with_known_ranks}
+    by_id = {item.item_id: item for item in items if item.item_id not in mixed_in}
     known = [judgement for judgement in judgements if judgement.item_id in by_id]
+    settled = {judgement.item_id for judgement in known if judgement.adjudicates}
     per_item = Counter(judgement.item_id for judgement in known)
     preferences = list(_preferences(by_id, known))
     untied = [preference for preference in preferences if preference.verdict]
     figures: dict[str, float] = {
         "judgements": len(known),
-        "judgements/of_other_files": len(judgements) - len(known),
+        "judgements/of_other_files": sum(
+            judgement.item_id not in by_id and judgement.item_id not in mixed_in for judgement in judgements
+        ),
         "items/judged": len(per_item),
-        "items/left": len(items) - len(per_item),
+        "items/left": len(by_id) - len(per_item),
         "items/by_several": sum(count > 1 for count in per_item.values()),
     }
     for annotator, count in sorted(Counter(judgement.annotator for judgement in known).items()):
         figures[f"judgements/by/{annotator}"] = count
     for flag, count in sorted(Counter(j.flag for j in known if j.flag is not None).items()):
         figures[f"flagged/{flag}"] = count
+    disputed = disputed_items(known) - settled
+    figures |= {"items/disputed": len(disputed)} if disputed else {}
+    figures |= {"adjudicated": len(settled)} if settled else {}
+    figures |= hasty_figures(items, known) | known_figures(with_known_ranks, judgements)
     timed = [judgement.seconds for judgement in known if judgement.seconds > 0]
     if timed:
         figures["seconds/median"] = median(timed)
@@ -66,6 +82,36 @@ def judgement_figures(items: Sequence[Item], judgements: Sequence[Judgement]) ->
     return figures | _share("bias/longer", longer)
 
 
+def disputed_items(judgements: Sequence[Judgement]) -> set[str]:
+    """Ids of the items of which two annotators put some two responses in opposite orders; a tie disputes nothing."""
+    verdicts: dict[tuple[str, int, int], set[int]] = defaultdict(set)
+    for judgement in judgements:
+        for (first, one), (second, other) in combinations(enumerate(judgement.ranks or ()), 2):
+            verdicts[judgement.item_id, first, second].add((other > one) - (other < one))
+    return {item_id for (item_id, *_), signs in verdicts.items() if {1, -1} <= signs}
+
+
+def agreement_matrix(
+    items: Sequence[Item], judgements: Sequence[Judgement]
+) -> dict[tuple[str, str], tuple[float, int]]:
+    """For each two annotators who share some: share of the pairs of responses that they order alike, ties left out, and how many there are."""
+    by_id = {item.item_id: item for item in items}
+    known = [judgement for judgement in judgements if judgement.item_id in by_id]
+    alike: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for by_annotator in _verdicts(list(_preferences(by_id, known))).values():
+        for (one, first), (other, second) in combinations(sorted(by_annotator.items()), 2):
+            if first and second:
+                alike[one, other].append(first == second)
+    return {names: (fmean(outcomes), len(outcomes)) for names, outcomes in sorted(alike.items())}
+
+
+def _verdicts(preferences: Sequence[_Preference]) -> dict[tuple[str, int, int], dict[str, int]]:
+    verdicts: dict[tuple[str, int, int], dict[str, int]] = defaultdict(dict)
+    for item, judgement, first, second, verdict in preferences:
+        verdicts[item.item_id, first, second][judgement.annotator] = verdict
+    return verdicts
+
+
 def _preferences(by_id: dict[str, Item], judgements: Sequence[Judgement]) -> Iterator[_Preference]:
     for judgement in judgements:
         if judgement.ranks is None:
@@ -79,10 +125,7 @@ def _preferences(by_id: dict[str, Item], judgements: Sequence[Judgement]) -> Ite
 
 def _agreement(preferences: Sequence[_Preference]) -> dict[str, float]:
     """Krippendorff's alpha (2011, "Computing Krippendorff's alpha-reliability") and the raw share, over shared pairs."""
-    verdicts: dict[tuple[str, int, int], dict[str, int]] = defaultdict(dict)
-    for item, judgement, first, second, verdict in preferences:
-        verdicts[item.item_id, first, second][judgement.annotator] = verdict
-    shared = [by_annotator for by_annotator in verdicts.values() if len(by_annotator) > 1]
+    shared = [by_annotator for by_annotator in _verdicts(preferences).values() if len(by_annotator) > 1]
     if not shared:
         return {}
     alike = [

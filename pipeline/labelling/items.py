@@ -55,6 +55,21 @@ def read_responses(path: Path) -> list[Item]:
     return _distinct(path, items)
 
 
+def read_known(path: Path) -> list[Item]:
+    """Read items whose ranking is known: rows as of `read_responses`, with `ranks`.
+
+    Raises:
+        DataError: a row is not one of responses, or has no order of them.
+    """
+    items = []
+    for where, row in read_file(path):
+        check_ranking(row, where)
+        if len(set(row.get("ranks") or ())) < 2:
+            raise fault(where, "the known ranking is missing, or has no order.", "ranks")
+        items.append(Item(content_hash(row["prompt"], row["responses"]), row))
+    return _distinct(path, items)
+
+
 def read_comparisons(path: Path) -> list[Item]:
     """Read the `samples.jsonl` of an evaluation as items of two responses, SFT's and PPO's; equal ones are left out.
 

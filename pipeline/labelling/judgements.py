@@ -44,6 +44,7 @@ class Judgement:
         flag: one of `FLAGS` where the item gives no preference.
         note: free text.
         guidelines: version of the guidelines that the annotator had before them; None where there were none.
+        adjudicates: whether it settles what others had judged differently; it then stands in the place of theirs.
     """
 
     judgement_id: str
@@ -57,6 +58,7 @@ class Judgement:
     flag: str | None = None
     note: str = ""
     guidelines: str | None = None
+    adjudicates: bool = False
 
 
 class JudgementLog:
@@ -224,19 +226,25 @@ def _are_numbers(values: Any, count: int, low: int, high: int) -> bool:
 
 
 def preference_rows(items: Sequence[Item], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """All pairs of all rankings, as `pipeline/reward.py` reads them; ties and flagged items give none."""
+    """All pairs of all rankings, as `pipeline/reward.py` reads them; ties and flagged items give none.
+
+    Of an item that was adjudicated, the pairs are those of the adjudication alone, and have `adjudicated` true.
+    """
     by_id = {item.item_id: item for item in items}
+    adjudicated = {judgement.item_id for judgement in judgements if judgement.adjudicates}
     rows = []
     for judgement in judgements:
         item = by_id.get(judgement.item_id)
-        if item is not None and judgement.ranks is not None:
+        settled = judgement.item_id in adjudicated
+        if item is not None and judgement.ranks is not None and judgement.adjudicates == settled:
             ranked = {
                 "prompt_id": judgement.item_id[:16],
                 **item.row,
                 "ranks": judgement.ranks,
                 "annotator": judgement.annotator,
             }
-            rows += ranking_to_pairs(ranked)
+            mark = {"adjudicated": True} if settled else {}
+            rows += [pair | mark for pair in ranking_to_pairs(ranked)]
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tieback.cli.errors import UsageError
 from tieback.data.conversations import as_messages
 from tieback.data.errors import DataError
+from tieback.pipeline.labelling.agreement import disputed_items
 from tieback.pipeline.labelling.guidelines import Guidelines
 from tieback.pipeline.labelling.items import Item
 from tieback.pipeline.labelling.judgements import (
@@ -23,6 +24,7 @@ from tieback.pipeline.labelling.judgements import (
     preference_rows,
 )
 from tieback.pipeline.labelling.markdown import to_html
+from tieback.pipeline.labelling.quality import is_hasty
 from tieback.pipeline.response_files import write_rows
 
 # After this time an item on the page of an annotator who has gone away is offered to others.
@@ -42,6 +44,10 @@ class Session:
         seed: of the order of the responses on the page.
         side_by_side: two responses, of which one is chosen, instead of a ranking.
         guidelines: what annotators are to judge by.
+        known: items whose ranking is known, which are mixed in unmarked and give no preferences.
+        known_share: of the items that an annotator is shown, for as long as there are known ones.
+        adjudicate: offer the items whose responses were ordered differently by several annotators, to others than those.
+        leave_out_hasty: judgements that were made faster than anyone reads give no preferences.
         clock: seconds since the epoch.
 
     Raises:
@@ -55,10 +61,16 @@ class Session:
     seed: int = 0
     side_by_side: bool = False
     guidelines: Guidelines | None = None
+    known: Sequence[Item] = ()
+    known_share: float = 0.1
+    adjudicate: bool = False
+    leave_out_hasty: bool = False
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        self._by_id = {item.item_id: item for item in self.items}
+        known = {item.item_id: item for item in self.known}
+        self.items = [item for item in self.items if item.item_id not in known]
+        self._by_id = known | {item.item_id: item for item in self.items}
         others = [j for j in self.log.judgements.values() if j.item_id not in self._by_id]
         if others:
             # Their pairs could not be written, for want of the texts.
@@ -84,9 +96,8 @@ class Session:
             judgement = new_judgement(
                 item, annotator, order, answer, shown_at if shown_id == item_id else None
             )
-            if self.guidelines is not None:
-                judgement = replace(judgement, guidelines=self.guidelines.version)
-            self.log.judge(judgement)
+            version = None if self.guidelines is None else self.guidelines.version
+            self.log.judge(replace(judgement, guidelines=version, adjudicates=self.adjudicate))
             self._write_output()
             return self._view_next(annotator)
 
@@ -115,8 +126,10 @@ class Session:
         """Whether each item has been judged by somebody."""
         with self._lock:
             self.log.refresh()
-            judged = {judgement.item_id for judgement in self.log.judgements.values()}
-        return judged >= self._by_id.keys()
+            judgements = list(self.log.judgements.values())
+        if self.adjudicate:
+            return not self._disputed(judgements)
+        return {judgement.item_id for judgement in judgements} >= {item.item_id for item in self.items}
 
     def _answer(self, annotator: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -128,20 +141,25 @@ class Session:
             return {"error": str(error)}
 
     def _write_output(self) -> None:
-        write_rows(self.output, preference_rows(self.items, list(self.log.judgements.values())))
+        judgements = list(self.log.judgements.values())
+        if self.leave_out_hasty:
+            judgements = [j for j in judgements if not is_hasty(j, self._by_id[j.item_id])]
+        write_rows(self.output, preference_rows(self.items, judgements))
 
     def _is_shared(self, item: Item) -> bool:
         digest = hashlib.sha256(f"overlap\n{item.item_id}".encode()).digest()
         return int.from_bytes(digest[:4]) < self.overlap * 2**32
 
     def _open_items(self, annotator: str) -> list[Item]:
-        """Items that this annotator may still be given."""
+        """Items that this annotator may still be given, those with a known ranking aside."""
         own, taken = set(), set()
-        for judgement in self.log.judgements.values():
+        judgements = list(self.log.judgements.values())
+        for judgement in judgements:
             if judgement.annotator == annotator:
                 own.add(judgement.item_id)
-            elif judgement.flag != "skip":
+            elif judgement.flag != "skip" and judgement.adjudicates == self.adjudicate:
                 taken.add(judgement.item_id)
+        disputed = self._disputed(judgements) if self.adjudicate else None
         since = self.clock() - LEASE_SECONDS
         taken |= {
             item_id for other, (item_id, at) in self.log.shown.items() if other != annotator and at > since
@@ -149,14 +167,29 @@ class Session:
         return [
             item
             for item in self.items
-            if item.item_id not in own and (self._is_shared(item) or item.item_id not in taken)
+            if item.item_id not in own
+            and (disputed is None or item.item_id in disputed)
+            and (item.item_id not in taken or (self._is_shared(item) and not self.adjudicate))
         ]
+
+    def _disputed(self, judgements: Sequence[Judgement]) -> set[str]:
+        """Items whose responses two annotators ordered differently, and that nobody has adjudicated."""
+        settled = {judgement.item_id for judgement in judgements if judgement.adjudicates}
+        return disputed_items(judgements) - settled
+
+    def _known_next(self, annotator: str) -> Item | None:
+        """A known item, where one is due: at places that depend on the annotator's name and on how much they have judged."""
+        own = {j.item_id for j in self.log.judgements.values() if j.annotator == annotator}
+        waiting = [item for item in self.known if item.item_id not in own]
+        digest = hashlib.sha256(f"known\n{self.seed}\n{annotator}\n{len(own)}".encode()).digest()
+        due = int.from_bytes(digest[:4]) < self.known_share * 2**32
+        return waiting[0] if waiting and due and not self.adjudicate else None
 
     def _view_next(self, annotator: str) -> dict[str, Any]:
         waiting = self._open_items(annotator)
         if not waiting:
             return {"finished": True, "progress": self._progress(annotator, 0)}
-        return self._view(waiting[0], annotator)
+        return self._view(self._known_next(annotator) or waiting[0], annotator)
 
     def _view(self, item: Item, annotator: str, earlier: Judgement | None = None) -> dict[str, Any]:
         """An item as the page shows it: texts in the order shown, and nothing that tells who wrote them."""
@@ -176,7 +209,9 @@ class Session:
             "aspects": [] if self.side_by_side else list(ASPECTS),
             "flags": list(FLAGS),
             "max_rating": MAX_RATING,
-            "progress": self._progress(annotator, len(self._open_items(annotator))),
+            "progress": self._progress(
+                annotator, len({other.item_id for other in self._open_items(annotator)} | {item.item_id})
+            ),
         }
         if earlier is not None:
             view["earlier"] = {

@@ -1,13 +1,19 @@
 """The summary of judgements, printed: each figure with its unit, and what may be read from them."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 # Fewer pairs of responses that several people judged know the agreement to no better than ±0.25: in a simulation (two annotators,
 # alpha 0.47, 300 draws) 1.96 standard deviations of alpha were 0.54 at 10 such pairs, 0.23 at 50, 0.17 at 120.
 MIN_SHARED_PAIRS = 50
 # Krippendorff (2004, "Content Analysis"): conclusions are tentative from the first on, reliable from the second.
 _TENTATIVE, _RELIABLE = 0.667, 0.8
+# A coin orders half of the pairs rightly; of 20 pairs a share of 0.7 is known to about ±0.2.
+_MIN_KNOWN_PAIRS, _TRUSTED = 20, 0.7
 # Nobody reads two responses in less.
 _HASTY_SECONDS = 2.0
 
@@ -19,6 +25,11 @@ _UNITS = {
     "items/by_several": "items that two people or more judged",
     "judgements/by/": "judgements",
     "flagged/": "judgements",
+    "hasty/": "judgements, faster than anyone reads (--leave_out_hasty)",
+    "adjudicated": "items that were settled by another annotator",
+    "items/disputed": "items whose responses two people order differently, not settled (--adjudicate)",
+    "gold/accuracy/": "of the pairs with a known order: ordered so",
+    "gold/pairs/": "pairs with a known order that they judged",
     "seconds/median": "seconds from an item's showing to its judgement",
     "ties/share": "of the pairs of responses",
     "ratings/": "mean, 1 to 5",
@@ -30,8 +41,10 @@ _UNITS = {
 }
 
 
-def print_summary(figures: dict[str, float]) -> None:
-    """Print the figures (see `judgement_figures`) as a table, and what they say below it."""
+def print_summary(
+    figures: dict[str, float], matrix: Mapping[tuple[str, str], tuple[float, int]] | None = None
+) -> None:
+    """Print the figures (see `judgement_figures`) as a table, what they say below it, and how far each two annotators agree."""
     table = Table("figure")
     table.add_column("value", justify="right")
     table.add_column("of what")
@@ -41,11 +54,23 @@ def print_summary(figures: dict[str, float]) -> None:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
         if f"{name}/ci95_low" in figures:
             text += f" ({figures[f'{name}/ci95_low']:.2g} to {figures[f'{name}/ci95_high']:.2g})"
-        table.add_row(name, text, _unit(name))
+        table.add_row(Text(name), text, _unit(name))
     console = Console()
     console.print(table)
     for sentence in readings(figures):
         console.print(sentence, markup=False, highlight=False)
+    if matrix:
+        console.print(_matrix_table(matrix))
+
+
+def _matrix_table(matrix: Mapping[tuple[str, str], tuple[float, int]]) -> Table:
+    names = sorted({name for names in matrix for name in names})
+    columns = ["agreement", *map(escape, names)]
+    table = Table(*columns, caption="share of the pairs ordered alike (pairs)")
+    for one in names:
+        cells = [matrix.get((min(one, other), max(one, other))) for other in names]
+        table.add_row(Text(one), *("" if cell is None else f"{cell[0]:.2f} ({cell[1]:,})" for cell in cells))
+    return table
 
 
 def readings(figures: dict[str, float]) -> list[str]:
@@ -56,6 +81,14 @@ def readings(figures: dict[str, float]) -> list[str]:
         if low is not None and high is not None and not low <= 0.5 <= high:
             verb = "wins" if low > 0.5 else "loses"
             sentences.append(f"Bias: {who} {verb} more often than not ({figures[f'bias/{name}']:.0%} won).")
+    for name, value in figures.items():
+        annotator = name.removeprefix("gold/accuracy/")
+        pairs = figures.get(f"gold/pairs/{annotator}", 0)
+        if annotator != name and pairs >= _MIN_KNOWN_PAIRS and value < _TRUSTED:
+            sentences.append(
+                f"{annotator} orders {value:.0%} of the {pairs:,.0f} pairs with a known order as known: below {_TRUSTED:.0%}, look at "
+                "their judgements, or at the guidelines."
+            )
     if figures.get("seconds/median", _HASTY_SECONDS) < _HASTY_SECONDS:
         sentences.append(
             f"Half of the judgements took less than {figures['seconds/median']:.1f} seconds: nobody reads so fast."
