@@ -61,6 +61,12 @@ class LabelArguments:
             "help": "Show the items whose responses people have ordered differently, to others than those, blind; what they say then stands in the place of the earlier judgements."
         },
     )
+    leave_out_below: float = field(
+        default=0.0,
+        metadata={
+            "help": "With --gold: annotators who order less than this share of at least 20 pairs with a known order as known give no preferences; their judgements stay in the log."
+        },
+    )
     leave_out_hasty: bool = field(
         default=False,
         metadata={
@@ -105,6 +111,10 @@ class LabelArguments:
             raise UsageError(f"overlap is a share, from 0 to 1, not {self.overlap}.")
         if not 0 <= self.gold_share <= 1:
             raise UsageError(f"gold_share is a share, from 0 to 1, not {self.gold_share}.")
+        if not 0 <= self.leave_out_below <= 1:
+            raise UsageError(f"leave_out_below is a share, from 0 to 1, not {self.leave_out_below}.")
+        if self.leave_out_below and not self.gold:
+            raise UsageError("--leave_out_below is measured by items with known ranks: name them by --gold.")
         if self.gold and self.compare:
             raise UsageError(
                 "--gold has ranks of the responses of --responses; it cannot be mixed into --compare."
@@ -194,6 +204,7 @@ def main() -> None:
         known_share=args.gold_share,
         adjudicate=args.adjudicate,
         leave_out_hasty=args.leave_out_hasty,
+        leave_out_below=args.leave_out_below,
     )
     if args.adjudicate and session.is_finished():
         raise UsageError(

@@ -25,7 +25,7 @@ def test_twenty_items_are_ranked_by_keyboard_alone(browser, tmp_path):
 
 
 def test_undo_skip_flags_note_and_ratings_by_keyboard(browser, tmp_path):
-    items = read_responses(responses_file(tmp_path, count=5))
+    items = read_responses(responses_file(tmp_path, count=6))
     with served(items, tmp_path / "preferences.jsonl") as url:
         page = enter(browser, url)
         page.keyboard.press("Enter")
@@ -39,21 +39,21 @@ def test_undo_skip_flags_note_and_ratings_by_keyboard(browser, tmp_path):
         for key in ("2", "1", "1"):
             page.keyboard.press(key)
         page.keyboard.press("Enter")
-        expect_done(page, 1, 5)
+        expect_done(page, 1, 6)
         page.keyboard.press("u")
-        expect_done(page, 0, 5)
+        expect_done(page, 0, 6)
         assert shown(page) == first
         assert page.locator(".rank.chosen").all_inner_texts() == ["2", "1", "1"]
         assert page.get_by_label("Note").input_value() == "u and s are letters here"
         page.keyboard.press("ArrowDown")
         page.keyboard.press("2")
         page.keyboard.press("Enter")
-        for done, key in enumerate(("s", "x", "b"), start=1):
-            expect_done(page, done, 5)
+        for done, key in enumerate(("s", "x", "b", "a"), start=1):
+            expect_done(page, done, 6)
             page.keyboard.press(key)
-        expect_done(page, 4, 5)
+        expect_done(page, 5, 6)
     judgements = list(open_log(tmp_path / "preferences.jsonl").judgements.values())
-    assert [judgement.flag for judgement in judgements] == [None, "skip", "unsafe", "broken"]
+    assert [judgement.flag for judgement in judgements] == [None, "skip", "unsafe", "broken", "all bad"]
     ranked = judgements[0]
     assert [ranked.ranks[index] for index in ranked.order] == [2, 2, 1]
     assert [ranked.ratings["quality"][index] for index in ranked.order] == [5, None, None]

@@ -14,7 +14,7 @@ from tieback.data.errors import DataError
 from tieback.pipeline.label import LabelArguments
 from tieback.pipeline.labelling.agreement import agreement_matrix, disputed_items, judgement_figures
 from tieback.pipeline.labelling.items import Item, read_known, read_responses
-from tieback.pipeline.labelling.quality import READ_CHARACTERS_A_SECOND, is_hasty, known_figures
+from tieback.pipeline.labelling.quality import READ_CHARACTERS_A_SECOND, is_hasty, known_figures, unreliable
 from tieback.pipeline.labelling.summary import print_summary, readings
 
 
@@ -111,6 +111,29 @@ def test_known_items_without_an_order_are_refused(tmp_path):
             read_known(path)
     with pytest.raises(UsageError, match="cannot be mixed into --compare"):
         LabelArguments(output="a.jsonl", compare="b.jsonl", gold="c.jsonl")
+
+
+def test_annotators_who_often_get_known_answers_wrong_give_no_preferences(tmp_path):
+    known = read_known(known_file(tmp_path, count=40))
+    session = make_session(tmp_path, count=60, overlap=1.0, known=known, known_share=0.5, leave_out_below=0.7)
+
+    def judge(annotator, best):
+        view = session.start(annotator)
+        while not view.get("finished"):
+            ranks = [1 if text.startswith(best) else 2 for text in view["responses"]]
+            answer = answer_for(view) if "answer" in view["responses"][0] else {"ranks": ranks}
+            view = session.judge(annotator, view["item_id"], answer)
+
+    judge("ada", "b")
+    judge("eve", "a")  # puts a wrong one first
+    assert {row["annotator"] for row in read_jsonl(session.output)} == {"ada"}
+    judgements = list(session.log.judgements.values())
+    assert unreliable(known, judgements, 0.7) == {"eve"}
+    assert unreliable(known, judgements, 0.0) == set()
+    # From few pairs nothing is told of anyone.
+    assert unreliable(known[:5], judgements, 0.7) == set()
+    with pytest.raises(UsageError, match="--leave_out_below is measured by items with known ranks"):
+        LabelArguments(output="a.jsonl", responses="b.jsonl", leave_out_below=0.5)
 
 
 # Faster than anyone reads.

@@ -22,7 +22,7 @@ from tieback.data.rankings import ranking_to_pairs
 from tieback.pipeline.labelling.items import Item
 
 ASPECTS = ("quality", "correctness", "helpfulness")
-FLAGS = ("unsafe", "broken", "skip")
+FLAGS = ("all bad", "unsafe", "broken", "skip")
 MAX_RATING = 5
 
 _logger = logging.getLogger(__name__)

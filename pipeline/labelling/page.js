@@ -291,8 +291,8 @@ function draw(note) {
   view.flags.forEach((flag) => actions.append(button('flag', flag, 'Key: ' + FLAG_KEYS[flag], () => submit(flag))));
   foot.append(actions, messageLine());
   foot.append(make('div', 'keys hint', view.side_by_side
-    ? '← or 1 left · → or 2 right · t or 0 tie · u undo · U undo several · s skip · x unsafe · b broken · n note · r raw text'
-    : 'digits rank, 1 best, equal ties · ↑ ↓ move · Enter submit · u undo · U undo several · s skip · x unsafe · b broken · n note · r raw text · q, c, h then a digit rate'));
+    ? '← or 1 left · → or 2 right · t or 0 tie · a all bad · u undo · U undo several · s skip · x unsafe · b broken · n note · r raw text'
+    : 'digits rank, 1 best, equal ties · ↑ ↓ move · Enter submit · a all bad · u undo · U undo several · s skip · x unsafe · b broken · n note · r raw text · q, c, h then a digit rate'));
   root.append(foot);
   refresh();
 }
@@ -318,7 +318,7 @@ function drawName() {
   field.focus();
 }
 
-const FLAG_KEYS = { skip: 's', unsafe: 'x', broken: 'b' };
+const FLAG_KEYS = { 'all bad': 'a', skip: 's', unsafe: 'x', broken: 'b' };
 const MOVES = ['ArrowDown', 'ArrowUp', 'j', 'k'];
 const ASPECT_KEYS = { q: 'quality', c: 'correctness', h: 'helpfulness' };
 

@@ -11,6 +11,8 @@ from tieback.pipeline.labelling.judgements import Judgement
 # About 900 words of English a minute, nearly four times the speed of silent reading (238; Brysbaert 2019, "How many words do we read per
 # minute?"): who is faster has not read, but skimmed at best.
 READ_CHARACTERS_A_SECOND = 90
+# A coin orders half of the pairs rightly; of 20 pairs a share of 0.7 is known to about ±0.2.
+MIN_KNOWN_PAIRS = 20
 
 
 def is_hasty(judgement: Judgement, item: Item) -> bool:
@@ -43,6 +45,18 @@ def known_figures(known: Sequence[Item], judgements: Sequence[Judgement]) -> dic
         figures[f"gold/accuracy/{annotator}"] = sum(right) / len(right)
         figures[f"gold/pairs/{annotator}"] = len(right)
     return figures
+
+
+def unreliable(known: Sequence[Item], judgements: Sequence[Judgement], least: float) -> set[str]:
+    """Annotators who order less than a share `least` of the known pairs as known; not told from fewer than MIN_KNOWN_PAIRS."""
+    figures = known_figures(known, judgements)
+    annotators = {name.removeprefix("gold/pairs/") for name in figures if name.startswith("gold/pairs/")}
+    return {
+        annotator
+        for annotator in annotators
+        if figures[f"gold/pairs/{annotator}"] >= MIN_KNOWN_PAIRS
+        and figures[f"gold/accuracy/{annotator}"] < least
+    }
 
 
 def _right(known: Sequence[int], given: Sequence[int]) -> Iterator[bool]:

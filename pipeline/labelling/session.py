@@ -24,7 +24,7 @@ from tieback.pipeline.labelling.judgements import (
     preference_rows,
 )
 from tieback.pipeline.labelling.markdown import to_html
-from tieback.pipeline.labelling.quality import is_hasty
+from tieback.pipeline.labelling.quality import is_hasty, unreliable
 from tieback.pipeline.response_files import write_rows
 
 # After this time an item on the page of an annotator who has gone away is offered to others.
@@ -48,6 +48,7 @@ class Session:
         known_share: of the items that an annotator is shown, for as long as there are known ones.
         adjudicate: offer the items whose responses were ordered differently by several annotators, to others than those.
         leave_out_hasty: judgements that were made faster than anyone reads give no preferences.
+        leave_out_below: nor do those of annotators who order less than this share of the known pairs as known (see `unreliable`).
         clock: seconds since the epoch.
 
     Raises:
@@ -65,6 +66,7 @@ class Session:
     known_share: float = 0.1
     adjudicate: bool = False
     leave_out_hasty: bool = False
+    leave_out_below: float = 0.0
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -144,6 +146,8 @@ class Session:
         judgements = list(self.log.judgements.values())
         if self.leave_out_hasty:
             judgements = [j for j in judgements if not is_hasty(j, self._by_id[j.item_id])]
+        left_out = unreliable(self.known, judgements, self.leave_out_below)
+        judgements = [j for j in judgements if j.annotator not in left_out]
         write_rows(self.output, preference_rows(self.items, judgements))
 
     def _is_shared(self, item: Item) -> bool:

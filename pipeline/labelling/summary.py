@@ -7,13 +7,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tieback.pipeline.labelling.quality import MIN_KNOWN_PAIRS
+
 # Fewer pairs of responses that several people judged know the agreement to no better than ±0.25: in a simulation (two annotators,
 # alpha 0.47, 300 draws) 1.96 standard deviations of alpha were 0.54 at 10 such pairs, 0.23 at 50, 0.17 at 120.
 MIN_SHARED_PAIRS = 50
 # Krippendorff (2004, "Content Analysis"): conclusions are tentative from the first on, reliable from the second.
 _TENTATIVE, _RELIABLE = 0.667, 0.8
-# A coin orders half of the pairs rightly; of 20 pairs a share of 0.7 is known to about ±0.2.
-_MIN_KNOWN_PAIRS, _TRUSTED = 20, 0.7
+_TRUSTED = 0.7
 # Nobody reads two responses in less.
 _HASTY_SECONDS = 2.0
 
@@ -84,10 +85,10 @@ def readings(figures: dict[str, float]) -> list[str]:
     for name, value in figures.items():
         annotator = name.removeprefix("gold/accuracy/")
         pairs = figures.get(f"gold/pairs/{annotator}", 0)
-        if annotator != name and pairs >= _MIN_KNOWN_PAIRS and value < _TRUSTED:
+        if annotator != name and pairs >= MIN_KNOWN_PAIRS and value < _TRUSTED:
             sentences.append(
                 f"{annotator} orders {value:.0%} of the {pairs:,.0f} pairs with a known order as known: below {_TRUSTED:.0%}, look at "
-                "their judgements, or at the guidelines."
+                "their judgements, or at the guidelines (--leave_out_below)."
             )
     if figures.get("seconds/median", _HASTY_SECONDS) < _HASTY_SECONDS:
         sentences.append(
