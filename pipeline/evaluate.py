@@ -14,6 +14,7 @@ report.html (self-contained) into `<run_dir>/evaluate`. It trains nothing, and e
 
 import json
 import platform
+import time
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -140,6 +141,7 @@ class EvaluateArguments(RolloutSettings):
 
 def main() -> None:
     """Run the stage."""
+    started = time.perf_counter()
     quiet_libraries()
     run, args = parse_stage("evaluate", (RunArguments, EvaluateArguments))
     accelerator = Accelerator()
@@ -202,7 +204,8 @@ def main() -> None:
         judge = "gold_score" if gold else "reward_score"
         pairs = make_pairs(rollouts, scores, log_ratios, judge)
         metrics = evaluation_figures(pairs, judge, args.num_resamples, args.seed) | {
-            "num_prompts/left_out": num_left_out
+            "num_prompts/left_out": num_left_out,
+            "evaluate/seconds": time.perf_counter() - started,
         }
         write_samples(output_dir, pairs)
         frontier = best_of_n_frontier(scores, args.best_of) if choices is not None else []

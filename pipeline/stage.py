@@ -12,6 +12,7 @@ import transformers
 from accelerate import PartialState
 
 from tieback.cli.results import print_metrics, write_json, write_metrics
+from tieback.pipeline.peak_memory import peak_memory
 
 
 def quiet_libraries() -> None:
@@ -44,5 +45,10 @@ def finish_stage(
     # A pickle that Trainer leaves beside a model; the settings stand in the recipe.
     (folder / "training_args.bin").unlink(missing_ok=True)
     write_json(folder / "settings.json", json.loads(json.dumps(recipe, default=str)))
+    # PPO's own is of all processes; here it is that of the first.
+    metrics = {
+        **metrics,
+        "memory/peak": metrics.get("memory/peak", peak_memory(PartialState().device) / 2**20),
+    }
     write_metrics(folder, metrics)
     print_metrics(f"{stage} → {output_dir}", metrics)

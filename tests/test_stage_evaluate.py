@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -140,7 +141,7 @@ def run(run_dir, monkeypatch, **changes):
 
 def read_outputs(folder):
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    return json.loads((folder / "metrics.json").read_text()), samples
+    return toy.without_measurements(json.loads((folder / "metrics.json").read_text())), samples
 
 
 def log_probability(model, prompt, response, temperature):
@@ -226,7 +227,9 @@ def test_the_page_shows_this_run(run_dir, monkeypatch):
     assert f"{100 * metrics['win_rate/ppo_vs_sft']:.1f}%" in page
     assert "eval_judges:likes_w3" in page
     assert sum(sample["prompt"] in page for sample in samples) >= 4
-    assert page.count("<svg") == 3  # reward/mean with its held-out twin, kl/ref, and one against the other
+    assert (
+        page.count("<svg") == 4
+    )  # reward/mean with its held-out twin, kl/ref, one against the other, and lengths
 
 
 def test_the_frontier_is_that_of_choosing_among_responses_of_sft(run_dir, monkeypatch):

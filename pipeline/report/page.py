@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tieback.pipeline.report.costs import costs_html
 from tieback.pipeline.report.examples import examples_html
 from tieback.pipeline.report.frontier import reward_against_kl_html
 from tieback.pipeline.report.groups import groups_html
 from tieback.pipeline.report.html_parts import escape, number, plain_table
 from tieback.pipeline.report.judging import judged_html
+from tieback.pipeline.report.lengths import lengths_html
 from tieback.pipeline.report.training import (
     earlier_stages_html,
     ppo_html,
@@ -109,12 +111,14 @@ def render(report: Report) -> str:
         _rounds(report.rounds),
         examples_html(report.pairs, report.judge, report.num_examples, report.seed),
         groups_html(report.pairs, report.judge, report.seed),
+        lengths_html(report.pairs),
         ppo_html(ppo_history),
         judged_html(ppo_history),
         reward_against_kl_html(
             ppo_history, report.frontier, report.reward_name, report.metrics, _judged_by_gold(report.settings)
         ),
         earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics, report.ranked_by),
+        costs_html(report.stage_metrics | {"evaluate": report.metrics}),
         tie_back_html(ppo_history, report.pong_history),
         _settings(report),
     )

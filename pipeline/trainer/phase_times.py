@@ -1,14 +1,13 @@
 """Seconds of the phases of an iteration, tokens a second, and the most memory that was held."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
+
+from tieback.pipeline.peak_memory import peak_memory
 
 
 class PhaseTimes:
@@ -39,7 +38,11 @@ class PhaseTimes:
             Seconds, and the memory in MiB, of the process that needed most; the tokens of all together.
         """
         own = torch.tensor(
-            [*self._seconds.values(), sum(self._seconds.values()), self._peak_memory() / 2**20],
+            [
+                *self._seconds.values(),
+                sum(self._seconds.values()),
+                peak_memory(self.accelerator.device) / 2**20,
+            ],
             dtype=torch.float32,
             device=self.accelerator.device,
         )
@@ -55,17 +58,3 @@ class PhaseTimes:
         if self.accelerator.device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()
-
-    def _peak_memory(self) -> int:
-        """Most bytes so far: allocated on the accelerator, or resident in the process."""
-        if self.accelerator.device.type != "cpu":
-            return int(torch.accelerator.max_memory_allocated())
-        if sys.platform == "win32":
-            return int(psutil.Process().memory_info().peak_wset)
-        if sys.platform == "darwin":
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # Not getrusage here: Linux counts what the process that started this one held, too.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
