@@ -13,7 +13,7 @@ from tieback.cli.errors import UsageError
 from tieback.data.conversations import TextOrMessages
 from tieback.reward_model.adapter import ScalarAdapter
 from tieback.reward_model.encoding import cut, encode, longest_text
-from tieback.reward_model.head import as_reward_model
+from tieback.reward_model.head import apply_head, as_reward_model
 
 logger = logging.getLogger(__name__)
 
@@ -88,16 +88,54 @@ class RewardScorer:
                 scores[index] = score
         return scores
 
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether it is a causal model of its own, so that its head at a token scores the text up to there."""
+        return isinstance(self.model, PreTrainedModel) and hasattr(self.model, "score")
+
+    @torch.no_grad()
+    def score_prefixes(
+        self, prompt_ids: Sequence[list[int]], completion_ids: Sequence[list[int]]
+    ) -> list[list[float] | None]:
+        """Score of each prompt with the first token of its completion, the first two, and so on.
+
+        Args:
+            prompt_ids: of N prompts, in this model's own tokens.
+            completion_ids: of their completions.
+
+        Returns:
+            A number for each token of a completion; None where the text is longer than the model reads.
+        """
+        limit = self.max_length or longest_text(self.model, self.tokenizer)
+        whole = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+        order = sorted(range(len(whole)), key=lambda row: len(whole[row]))
+        scores: list[list[float] | None] = [None] * len(whole)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            # What is too long goes through the model, too: a sharded one needs as many passes on each process.
+            input_ids, attention_mask = self._padded([whole[row][:limit] for row in chosen])
+            with self.autocast():
+                hidden = self.model.base_model(input_ids, attention_mask=attention_mask).last_hidden_state
+                values = apply_head(self.model, hidden).tolist()
+            for row, of_tokens in zip(chosen, values, strict=True):
+                if limit is None or len(whole[row]) <= limit:
+                    scores[row] = of_tokens[len(prompt_ids[row]) : len(whole[row])]
+        return scores
+
     def _score_batch(self, sequences: list[list[int]]) -> list[float]:
+        input_ids, attention_mask = self._padded(sequences)
+        with self.autocast():
+            return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
+
+    def _padded(self, sequences: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`input_ids` and `attention_mask`, padded on the right, on the model's device."""
         lengths = torch.tensor([len(ids) for ids in sequences])
         attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         # Any id serves as padding, since the mask alone says what counts.
         input_ids = torch.zeros_like(attention_mask)
         for row, ids in enumerate(sequences):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-        input_ids, attention_mask = input_ids.to(self.model.device), attention_mask.to(self.model.device)
-        with self.autocast():
-            return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(-1).tolist()
+        return input_ids.to(self.model.device), attention_mask.to(self.model.device)
 
     def _shorten(self, ids: list[int], limit: int | None) -> list[int]:
         if limit is not None and len(ids) > limit and not self._warned:

@@ -138,9 +138,16 @@ def without_compute(trainer: PPOTrainer) -> PPOTrainer:
 def test_every_setting_is_one_that_matters_or_is_free() -> None:
     """A new version of Transformers may bring settings: say of each what it is."""
     names = {field.name for field in fields(PPOConfig)}
-    assert names <= FREE | MATTERS.keys() | OF_TRAINER
-    assert MATTERS.keys() | OF_TRAINER <= names
-    assert not FREE & (MATTERS.keys() | OF_TRAINER)
+    mattering = MATTERS.keys() | OF_TRAINER | {"reward_model_by_token"}
+    assert names <= FREE | mattering
+    assert mattering <= names
+    assert not FREE & mattering
+
+
+def test_scores_by_token_are_another_run(home: Path, tmp_path: Path) -> None:
+    trainer = without_compute(with_models(tmp_path, reward_model_by_token=True))
+    with pytest.raises(UsageError, match=r"\Wreward_model_by_token was .+, is .+\."):
+        resume(trainer, home, "models")
 
 
 @pytest.mark.parametrize("setting", MATTERS)

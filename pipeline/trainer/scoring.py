@@ -17,6 +17,7 @@ from tieback.pipeline.trainer.rewards import (
     place_rewards,
 )
 from tieback.pipeline.trainer.time_limit import time_limit
+from tieback.pipeline.trainer.token_gains import with_gains
 
 
 def score_rollout(
@@ -54,6 +55,8 @@ def score_rollout(
         judged = call_scorers(scorers, rollout)
         rewards = torch.tensor([function.totals for function in judged], device=device).T
         raw_scores = combine_rewards(rewards, list(weights), rollout)
+        if args.reward_model_by_token:
+            judged = with_gains(judged, scorers, rollout)
     if args.normalize_each_reward:
         if training:
             moments_of_each.update(accelerator.gather(rewards))

@@ -68,6 +68,7 @@ from tieback.pipeline.trainer.run_identity import input_digests
 from tieback.pipeline.trainer.saved_rollouts import save_rollout
 from tieback.pipeline.trainer.sharding import check_backend
 from tieback.pipeline.trainer.targets import check_some_ended, make_batch, without_truncated
+from tieback.pipeline.trainer.token_gains import check_gains
 from tieback.ppo_core import AdaptiveKLController, Batch, FixedKLController, PPOStats, update
 from tieback.reward_model.scoring import RewardScorer
 
@@ -165,6 +166,8 @@ class PPOTrainer(RolloutTrainer):
         )
         for name, dataset in named_sets.items():
             check_call(self.scorers, name, dataset, more_columns=self.rollout_func is not None)
+        if args.reward_model_by_token:
+            check_gains(self.scorers, tokenizer)
         self.reward_names = unique_reward_names(self.scorers)
         self.reward_weights = read_weights(args.reward_weights, self.scorers)
         self.judges = Judges(judge_funcs, args.per_device_eval_batch_size)
