@@ -108,6 +108,19 @@ def test_a_run_that_goes_on_with_a_reference_that_stays_keeps_where_it_was(tmp_p
     assert (tmp_path / "checkpoint-5" / REFERENCE_FILE).is_file()
 
 
+def test_an_adapter_that_has_moved_is_not_lost_in_silence(tmp_path: Path) -> None:
+    resumable(tmp_path, **ADAPTER, max_steps=2).train()
+    checkpoint, changes = str(tmp_path / "checkpoint-2"), ["ref_model_sync_steps"]
+    stays = resumable(tmp_path, **ADAPTER, ref_model_sync_steps=None, resume_with_changes=changes)
+    with pytest.raises(UsageError, match="Set it to more iterations than max_steps"):
+        stays.train(resume_from_checkpoint=checkpoint)
+    kept = resumable(tmp_path, **ADAPTER, ref_model_sync_steps=100, resume_with_changes=changes)
+    kept.train(resume_from_checkpoint=checkpoint)
+    logs = toy.iteration_logs(kept)
+    assert abs(logs[-2]["kl/ref"]) < 1e-5
+    assert abs(logs[-1]["kl/ref"]) > 1e-3
+
+
 def test_a_reference_that_stays_is_in_no_checkpoint(tmp_path: Path) -> None:
     resumable(tmp_path, ref_model_sync_steps=None, max_steps=1).train()
     assert not (tmp_path / "checkpoint-1" / REFERENCE_FILE).exists()

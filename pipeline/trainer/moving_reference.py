@@ -93,10 +93,19 @@ class MovingReference:
 
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
-        """Take up the reference of a checkpoint; where it holds none, the reference is what the run began with."""
+        """Take up the reference of a checkpoint; where it holds none, the reference is what the run began with.
+
+        Raises:
+            UsageError: it has moved away from the policy's base, and there is no adapter to take it up.
+        """
         path = Path(folder, REFERENCE_FILE)
         if not path.is_file():
             return
+        if self.reference is None and self.trained.reference_adapter is None:
+            raise UsageError(
+                f"{folder}: the reference has moved, and is an adapter of its own, which is made where ref_model_sync_steps is set alone. "
+                "Set it to more iterations than max_steps: the reference then stays where it is."
+            )
         self._has_moved = True
         saved = load_file(path)
         for name, weight in self._weights().items():

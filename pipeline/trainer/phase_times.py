@@ -20,6 +20,8 @@ class PhaseTimes:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self._seconds: dict[str, float] = {}
+        # Sampled by this process in the iteration.
+        self.tokens = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -28,11 +30,8 @@ class PhaseTimes:
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - started
 
-    def figures(self, num_tokens: int) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """`time/<phase>`, `tokens_per_second` and `memory/peak`, over all processes, all of which must call.
-
-        Args:
-            num_tokens: sampled by this process in the iteration.
 
         Returns:
             Seconds, and the memory in MiB, of the process that needed most; the tokens of all together.
@@ -46,7 +45,7 @@ class PhaseTimes:
             dtype=torch.float32,
             device=self.accelerator.device,
         )
-        tokens = torch.tensor(float(num_tokens), device=self.accelerator.device)
+        tokens = torch.tensor(float(self.tokens), device=self.accelerator.device)
         *seconds, total, memory = self.accelerator.reduce(own, "max").tolist()
         return {
             **{f"time/{name}": value for name, value in zip(self._seconds, seconds, strict=True)},

@@ -68,6 +68,7 @@ class RolloutTrainer(EvaluatedTrainer):
         def sample(rows: list[Row]) -> ScoredRollout:
             with times.phase("generate"):
                 rollout = self.generate([row for row in rows for _ in range(self.args.num_generations)])
+            times.tokens += sum(len(rollout.written(row)) for row in range(len(rollout)))
             with times.phase("score"):
                 return self.score(rollout)
 

@@ -305,7 +305,7 @@ class PPOTrainer(RolloutTrainer):
             **of_the_sampler,
             **stats.metrics(),
             "kl_coef": self.kl_controller.value,
-            **times.figures(sum(len(rollout.written(row)) for row in range(len(rollout)))),
+            **times.figures(),
         }
         self.note(metrics, scored)
         self.moving_reference.follow(self.state.global_step + 1)
