@@ -36,9 +36,11 @@ class LabelArguments:
     responses: str | None = field(
         default=None, metadata={"help": "File of responses to rank, as pipeline/collect.py writes it."}
     )
-    compare: str | None = field(
+    compare: list[str] | None = field(
         default=None,
-        metadata={"help": "File of pairs to compare side by side, as pipeline/evaluate.py writes it."},
+        metadata={
+            "help": "File of pairs to compare side by side, as pipeline/evaluate.py writes it; or several, of evaluations on the same prompts, whose PPO policies are compared with each other and with the first one's SFT."
+        },
     )
     guidelines: str | None = field(
         default=None,
@@ -172,16 +174,24 @@ def main() -> None:
     if not args.summary:
         check_address(args.host, args.port)
     output = Path(args.output)
-    items = read_responses(Path(args.responses)) if args.responses else read_comparisons(Path(args.compare))
+    items = (
+        read_responses(Path(args.responses))
+        if args.responses
+        else read_comparisons(*map(Path, args.compare or ()))
+    )
     known = read_known(Path(args.gold)) if args.gold else []
     guidelines = None if args.guidelines is None else read_guidelines(Path(args.guidelines))
     log = open_log(output)
     if args.summary:
         from tieback.pipeline.labelling.agreement import agreement_matrix, judgement_figures
+        from tieback.pipeline.labelling.strengths import strengths
         from tieback.pipeline.labelling.summary import print_summary
 
         judgements = list(log.judgements.values())
-        print_summary(judgement_figures(items, judgements, known), agreement_matrix(items, judgements))
+        compared = strengths(items, judgements) if args.compare and len(args.compare) > 1 else []
+        print_summary(
+            judgement_figures(items, judgements, known), agreement_matrix(items, judgements), compared
+        )
         return
     if args.uncertain_to:
         # Only here: it brings in the trainers, which take seconds to import.

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +72,63 @@ def read_known(path: Path) -> list[Item]:
     return _distinct(path, items)
 
 
-def read_comparisons(path: Path) -> list[Item]:
-    """Read the `samples.jsonl` of an evaluation as items of two responses, SFT's and PPO's; equal ones are left out.
+def read_comparisons(*paths: Path) -> list[Item]:
+    """Read the `samples.jsonl` of evaluations as items of two responses; equal ones are left out.
+
+    Of one evaluation these are SFT's and PPO's. Of several, each two of: the first one's SFT, and PPO of each, by the name of its run; in an
+    order that mixes prompts and policies.
 
     Raises:
-        DataError: a row is not one of an evaluation, or no two responses differ.
+        DataError: a row is not one of an evaluation, no two responses differ, or the evaluations have no prompt in common.
     """
-    items = []
+    evaluations = {path: _read_evaluation(path) for path in paths}
+    if len(evaluations) < len(paths):
+        raise DataError(f"{paths[0]}: the same evaluation is named twice.")
+    prompts = [key for key in evaluations[paths[0]] if all(key in rows for rows in evaluations.values())]
+    if not prompts:
+        raise DataError(
+            f"{paths[-1]}: it has no prompt in common with {paths[0]}; evaluate both on the same ones."
+        )
+    names = _run_names(paths) if len(paths) > 1 else [SYSTEMS[1]]
+    items: dict[str, Item] = {}
+    for key in prompts:
+        first = evaluations[paths[0]][key]
+        written = {SYSTEMS[0]: first["responses"][0]}
+        written |= {
+            name: evaluations[path][key]["responses"][1] for name, path in zip(names, paths, strict=True)
+        }
+        for systems in combinations(written, 2):
+            responses = [written[name] for name in systems]
+            if responses[0] != responses[1]:
+                row = {"prompt": first["prompt"], "responses": responses, "systems": []}
+                item = Item(content_hash(first["prompt"], responses), row)
+                # Where two policies wrote the same, what is said of their texts is said of both.
+                items.setdefault(item.item_id, item).row["systems"].append(systems)
+    found = list(items.values())
+    return _distinct(paths[0], sorted(found, key=lambda item: item.item_id) if len(paths) > 1 else found)
+
+
+def _read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows with `prompt` and `responses`, SFT's and PPO's, by the prompt and by which of its rows it is."""
+    rows: dict[str, dict[str, Any]] = {}
+    seen: Counter[str] = Counter()
     for record in read_file(path):
         responses = [_response(record, system) for system in SYSTEMS]
         prompt = check_prompt(record.row.get("prompt"), record.where)
-        if responses[0] != responses[1]:
-            items.append(Item(content_hash(prompt, responses), {"prompt": prompt, "responses": responses}))
-    return _distinct(path, items)
+        written = json.dumps(prompt)
+        seen[written] += 1
+        rows[f"{seen[written]} {written}"] = {"prompt": prompt, "responses": responses}
+    return rows
+
+
+def _run_names(paths: Sequence[Path]) -> list[str]:
+    """The run of each `<run>/evaluate/samples.jsonl`, as much of its path as tells them apart."""
+    parts = [path.resolve().parent.parts for path in paths]
+    parts = [folders[:-1] if folders[-1] == "evaluate" else folders for folders in parts]
+    depth = 1
+    while len({folders[-depth:] for folders in parts}) < len(parts):
+        depth += 1
+    return ["/".join(folders[-depth:]) for folders in parts]
 
 
 def _response(record: Record, system: str) -> str:

@@ -1,6 +1,6 @@
 """The summary of judgements, printed: each figure with its unit, and what may be read from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tieback.pipeline.labelling.quality import MIN_KNOWN_PAIRS
+from tieback.pipeline.labelling.strengths import Strength
 
 # Fewer pairs of responses that several people judged know the agreement to no better than ±0.25: in a simulation (two annotators,
 # alpha 0.47, 300 draws) 1.96 standard deviations of alpha were 0.54 at 10 such pairs, 0.23 at 50, 0.17 at 120.
@@ -43,9 +44,12 @@ _UNITS = {
 
 
 def print_summary(
-    figures: dict[str, float], matrix: Mapping[tuple[str, str], tuple[float, int]] | None = None
+    figures: dict[str, float],
+    matrix: Mapping[tuple[str, str], tuple[float, int]] | None = None,
+    compared: Sequence[Strength] = (),
 ) -> None:
-    """Print the figures (see `judgement_figures`) as a table, what they say below it, and how far each two annotators agree."""
+    """Print the figures (see `judgement_figures`) as a table, what they say below it, how far each two annotators agree, and how strong
+    each of several policies is."""
     table = Table("figure")
     table.add_column("value", justify="right")
     table.add_column("of what")
@@ -62,6 +66,19 @@ def print_summary(
         console.print(sentence, markup=False, highlight=False)
     if matrix:
         console.print(_matrix_table(matrix))
+    if compared:
+        console.print(_strengths_table(compared))
+
+
+def _strengths_table(compared: Sequence[Strength]) -> Table:
+    caption = (
+        "Bradley–Terry: a difference of 1 is odds of 2.7 to 1. Intervals that overlap leave the order open."
+    )
+    table = Table("policy", "strength (95% interval)", "won", "comparisons", caption=caption)
+    for each in compared:
+        interval = f"{each.strength:+.2f} ({each.low:+.2f} to {each.high:+.2f})"
+        table.add_row(Text(each.policy), interval, f"{each.won:.0%}", f"{each.comparisons:,}")
+    return table
 
 
 def _matrix_table(matrix: Mapping[tuple[str, str], tuple[float, int]]) -> Table:
