@@ -122,6 +122,7 @@ def test_ties_are_half_a_win_each_flags_none_and_nothing_gives_nothing():
     assert strengths(items, []) == []
 
 
+@pytest.mark.slow
 def test_a_person_compares_three_policies_and_the_summary_ranks_them(browser, tmp_path, monkeypatch, capsys):
     paths = [evaluation(tmp_path, "bad"), evaluation(tmp_path, "good")]
     items, output = read_comparisons(*paths), tmp_path / "compared.jsonl"

@@ -87,6 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_resumes_with_the_reference_that_it_had(tmp_path: Path, case: str) -> None:
     straight = resumable(tmp_path / "run", **CASES[case])
@@ -98,6 +99,7 @@ def test_a_run_resumes_with_the_reference_that_it_had(tmp_path: Path, case: str)
         assert torch.equal(weight, resumed.model.get_parameter(name)), name
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_a_reference_that_stays_keeps_where_it_was(tmp_path: Path) -> None:
     resumable(tmp_path).train()
     changed = resumable(
@@ -108,6 +110,7 @@ def test_a_run_that_goes_on_with_a_reference_that_stays_keeps_where_it_was(tmp_p
     assert (tmp_path / "checkpoint-5" / REFERENCE_FILE).is_file()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_has_moved_is_not_lost_in_silence(tmp_path: Path) -> None:
     resumable(tmp_path, **ADAPTER, max_steps=2).train()
     checkpoint, changes = str(tmp_path / "checkpoint-2"), ["ref_model_sync_steps"]
