@@ -97,6 +97,7 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
     assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 6])  # in the first epoch of four steps, and in the second
 def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(
     run_dir, monkeypatch, step

@@ -150,6 +150,7 @@ def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+@pytest.mark.slow
 def test_a_run_of_like_lengths_is_resumed_in_its_second_epoch_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     """With batch_rebalance passes have several sizes; where they stand is Trainer's to find again."""
     rows = [

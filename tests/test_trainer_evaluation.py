@@ -154,6 +154,7 @@ def test_several_data_sets_are_evaluated_each_under_its_name(tmp_path: Path, for
     assert trainer.evaluate(metric_key_prefix="test").keys() >= {"test_short_reward/mean"}
 
 
+@pytest.mark.slow
 def test_the_best_model_is_chosen_by_the_mean_reward_or_by_a_figure_of_one_data_set(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "max_steps": 3,

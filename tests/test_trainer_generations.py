@@ -39,6 +39,7 @@ def test_each_prompt_is_completed_several_times_and_once_an_epoch(tmp_path: Path
         assert log["reward/std_within_prompt"] == pytest.approx(spread, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_several_completions_a_prompt_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     ends = []
     for folder, steps in (("whole", 6), ("parts", 3), ("parts", 6)):

@@ -158,6 +158,7 @@ def test_an_adapters_run_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
     torch.testing.assert_close(toy.weights(resumed.model), toy.weights(straight.model), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_adapter(tmp_path: Path) -> None:
     results = []
     for settings in (

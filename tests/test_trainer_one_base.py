@@ -144,6 +144,7 @@ def test_only_adapters_and_heads_are_trained_and_have_a_state(
     assert len(run.optimizer.state) == len(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
 def test_recomputed_layers_change_nothing(folder: Path, tmp_path: Path, kind: str) -> None:
     weights = []

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tieback.cli.errors import UsageError
-from tieback.pipeline.trainer import PPOTrainer, passes, placement, ratio_checks, trainer
+from tieback.pipeline.trainer import PPOTrainer, passes, placement, ratio_checks, rollouts
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
@@ -159,7 +159,7 @@ def test_the_check_needs_no_more_memory_than_an_iteration(tmp_path: Path) -> Non
 
 
 def test_the_check_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "check_sampling", lambda *_: pytest.fail("it checked"))
+    monkeypatch.setattr(rollouts, "check_sampling", lambda *_: pytest.fail("it checked"))
     make(tmp_path, check_sampling=False).train()
 
 

@@ -12,6 +12,7 @@ import torch
 import toy
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainingArguments
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.resume import FIXED, FREE
@@ -138,15 +139,21 @@ def without_compute(trainer: PPOTrainer) -> PPOTrainer:
 def test_every_setting_is_one_that_matters_or_is_free() -> None:
     """A new version of Transformers may bring settings: say of each what it is."""
     names = {field.name for field in fields(PPOConfig)}
-    mattering = MATTERS.keys() | OF_TRAINER | {"reward_model_by_token"}
+    mattering = MATTERS.keys() | OF_TRAINER | {"per_token_reward_model"}
     assert names <= FREE | mattering
     assert mattering <= names
     assert not FREE & mattering
 
 
+def test_no_setting_is_written_as_a_secret() -> None:
+    """Transformers writes fields whose name ends in `_token` as their name in capitals, so that no change of them would show."""
+    own = {field.name for field in fields(PPOConfig)} - {field.name for field in fields(TrainingArguments)}
+    assert not [name for name in own if name.endswith("_token")]
+
+
 def test_scores_by_token_are_another_run(home: Path, tmp_path: Path) -> None:
-    trainer = without_compute(with_models(tmp_path, reward_model_by_token=True))
-    with pytest.raises(UsageError, match=r"\Wreward_model_by_token was .+, is .+\."):
+    trainer = without_compute(with_models(tmp_path, per_token_reward_model=True))
+    with pytest.raises(UsageError, match=r"\Wper_token_reward_model was .+, is .+\."):
         resume(trainer, home, "models")
 
 
@@ -168,6 +175,7 @@ def test_a_batch_of_another_size_is_refused(home: Path, tmp_path: Path) -> None:
         resume(trainer, home)
 
 
+@pytest.mark.slow
 def test_intervals_and_memory_are_free_and_take_effect(home: Path, tmp_path: Path) -> None:
     trainer = toy.ppo_trainer(
         tmp_path,
@@ -240,6 +248,7 @@ def test_a_fixed_coefficient_comes_from_the_arguments(home: Path, tmp_path: Path
     assert [entry["kl_coef"] for entry in new_logs(trainer)] == [0.3, 0.3]
 
 
+@pytest.mark.slow
 def test_an_adaptive_coefficient_comes_from_the_checkpoint_unless_it_is_named(tmp_path: Path) -> None:
     adaptive = {**BEFORE, "kl_target": 0.4, "kl_horizon": 40}
     toy.ppo_trainer(tmp_path, **adaptive).train()
@@ -257,6 +266,7 @@ def test_an_adaptive_coefficient_comes_from_the_checkpoint_unless_it_is_named(tm
         assert (trainer.kl_controller.value != first) == (trainer.args.kl_target is not None)
 
 
+@pytest.mark.slow
 def test_a_named_seed_samples_anew(home: Path, tmp_path: Path) -> None:
     ends = []
     for seed in (0, 1, 1):

@@ -64,7 +64,7 @@ def test_what_is_paid_for_a_completion_is_the_same(tmp_path: Path) -> None:
             [toy.reward_model(tok), toy.id_reward],
             tok=tok,
             reward_processing_classes=[tok, None],
-            reward_model_by_token=by_token,
+            per_token_reward_model=by_token,
             reward_weights=[1.0, 0.5],
             normalize_rewards=True,
             **{"rollout_func": toy.two_turns, "max_completion_length": 14},
@@ -96,7 +96,7 @@ def test_ppo_comes_to_the_optimum_of_the_scores(tmp_path: Path, gae_lambda: floa
     trainer = language.language_trainer(
         tmp_path,
         judge,
-        reward_model_by_token=True,
+        per_token_reward_model=True,
         gae_lambda=gae_lambda,
         critic_gae_lambda=1.0,
         max_steps=60,
@@ -122,7 +122,7 @@ def test_ppo_comes_to_the_optimum_of_the_scores(tmp_path: Path, gae_lambda: floa
 
 def test_without_a_reward_model_there_is_nothing_to_pay_by_token(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pays the scores of reward models by token, and there is none"):
-        toy.ppo_trainer(tmp_path, reward_model_by_token=True)
+        toy.ppo_trainer(tmp_path, per_token_reward_model=True)
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -131,13 +131,15 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     model = toy.reward_model(tok)
     model.resize_token_embeddings(len(other))
     with pytest.raises(UsageError, match="has another vocabulary than the policy"):
-        toy.ppo_trainer(tmp_path, model, tok=tok, reward_processing_classes=other, reward_model_by_token=True)
+        toy.ppo_trainer(
+            tmp_path, model, tok=tok, reward_processing_classes=other, per_token_reward_model=True
+        )
 
 
 def test_an_adapter_of_the_policys_base_is_refused(tmp_path: Path) -> None:
     tok = toy.tokenizer()
     adapter = RewardScorer(toy.reward_adapter(), tok)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    settings = {"peft_config": lora, "critic": "adapter", "reward_model_by_token": True}
+    settings = {"peft_config": lora, "critic": "adapter", "per_token_reward_model": True}
     with pytest.raises(UsageError, match="is an adapter of the policy's base, or reads a text as a whole"):
         toy.ppo_trainer(tmp_path, adapter, tok=tok, **settings)

@@ -187,7 +187,7 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function; 1 each where not set."}
     )
-    reward_model_by_token: bool = field(
+    per_token_reward_model: bool = field(
         default=False,
         metadata={
             "help": "Pay a reward model's score token by token: at each token what it adds to the score of the text so far. The sum is the score, and so is the best policy; the reward model must be a causal one with the policy's vocabulary."

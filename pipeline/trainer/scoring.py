@@ -55,7 +55,7 @@ def score_rollout(
         judged = call_scorers(scorers, rollout)
         rewards = torch.tensor([function.totals for function in judged], device=device).T
         raw_scores = combine_rewards(rewards, list(weights), rollout)
-        if args.reward_model_by_token:
+        if args.per_token_reward_model:
             judged = with_gains(judged, scorers, rollout)
     if args.normalize_each_reward:
         if training:

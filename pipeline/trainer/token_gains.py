@@ -24,18 +24,18 @@ def check_gains(scorers: Sequence[Scorer], tokenizer: PreTrainedTokenizerBase) -
     models = [scorer for scorer in scorers if isinstance(scorer, RewardScorer)]
     if not models:
         raise UsageError(
-            "reward_model_by_token pays the scores of reward models by token, and there is none: leave it out. A function may return a "
+            "per_token_reward_model pays the scores of reward models by token, and there is none: leave it out. A function may return a "
             "list with a number for each token itself."
         )
     for scorer in models:
         if not scorer.reads_prefixes:
             raise UsageError(
-                f"reward_model_by_token: {scorer.name} is an adapter of the policy's base, or reads a text as a whole; only a causal reward model "
+                f"per_token_reward_model: {scorer.name} is an adapter of the policy's base, or reads a text as a whole; only a causal reward model "
                 "that is a model of its own says what each token adds."
             )
         if scorer.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise UsageError(
-                f"reward_model_by_token: {scorer.name} has another vocabulary than the policy, whose tokens are not its own."
+                f"per_token_reward_model: {scorer.name} has another vocabulary than the policy, whose tokens are not its own."
             )
 
 

@@ -166,7 +166,7 @@ class PPOTrainer(RolloutTrainer):
         )
         for name, dataset in named_sets.items():
             check_call(self.scorers, name, dataset, more_columns=self.rollout_func is not None)
-        if args.reward_model_by_token:
+        if args.per_token_reward_model:
             check_gains(self.scorers, tokenizer)
         self.reward_names = unique_reward_names(self.scorers)
         self.reward_weights = read_weights(args.reward_weights, self.scorers)

@@ -74,7 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
     "moving reference": {"ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.4, **SAVED, "max_steps": 3},
     "reset reference": {**LORA, "ref_model_sync_steps": 1, "max_steps": 3},
     "reset whole reference": {"ref_model_sync_steps": 1, "replicate_frozen_models": True},
-    "scores by token": {"reward_model_by_token": True},
+    "scores by token": {"per_token_reward_model": True},
     # The second step of an iteration goes too far, and is not taken.
     "target KL": {"target_kl": 1e-4, "num_ppo_epochs": 3},
 }
