@@ -212,6 +212,21 @@ def test_an_item_is_settled_once_and_a_tie_disputes_nothing(tmp_path):
     }
 
 
+def test_who_skips_an_adjudication_settles_nothing_and_adjudications_are_no_agreement(tmp_path):
+    before, session = disputed_session(tmp_path)
+    agreement = agreement_matrix(before.items, list(before.log.judgements.values()))
+    rows = read_jsonl(before.output)
+    view = session.start("eve")
+    for _ in range(2):
+        view = session.judge("eve", view["item_id"], {"ranks": None, "flag": "skip"})
+    assert view["finished"]
+    assert not session.is_finished()
+    assert read_jsonl(session.output) == rows
+    assert len(judge_all(session, "fay")) == 2
+    assert session.is_finished()
+    assert agreement_matrix(session.items, list(session.log.judgements.values())) == agreement
+
+
 def test_the_matrix_is_that_of_counting():
     rng = random.Random(1)
     items = [make_item(number) for number in range(12)]

@@ -46,7 +46,7 @@ def judgement_figures(
     mixed_in = {item.item_id for item in with_known_ranks}
     by_id = {item.item_id: item for item in items if item.item_id not in mixed_in}
     known = [judgement for judgement in judgements if judgement.item_id in by_id]
-    settled = {judgement.item_id for judgement in known if judgement.adjudicates}
+    settled = {judgement.item_id for judgement in known if judgement.settles}
     per_item = Counter(judgement.item_id for judgement in known)
     preferences = list(_preferences(by_id, known))
     untied = [preference for preference in preferences if preference.verdict]
@@ -76,7 +76,8 @@ def judgement_figures(
         ratings = [v for j in known for v in j.ratings.get(aspect, []) if v is not None]
         if ratings:
             figures[f"ratings/{aspect}"] = fmean(ratings)
-    figures |= _agreement(preferences)
+    # An adjudication is of items that were chosen for their disagreement.
+    figures |= _agreement([each for each in preferences if not each.judgement.adjudicates])
     figures |= _share("bias/first_shown", [_won_by_first_shown(preference) for preference in untied])
     longer = [won for preference in untied if (won := _won_by_longer(preference)) is not None]
     return figures | _share("bias/longer", longer)
@@ -96,7 +97,7 @@ def agreement_matrix(
 ) -> dict[tuple[str, str], tuple[float, int]]:
     """For each two annotators who share some: share of the pairs of responses that they order alike, ties left out, and how many there are."""
     by_id = {item.item_id: item for item in items}
-    known = [judgement for judgement in judgements if judgement.item_id in by_id]
+    known = [each for each in judgements if each.item_id in by_id and not each.adjudicates]
     alike: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for by_annotator in _verdicts(list(_preferences(by_id, known))).values():
         for (one, first), (other, second) in combinations(sorted(by_annotator.items()), 2):

@@ -60,6 +60,11 @@ class Judgement:
     guidelines: str | None = None
     adjudicates: bool = False
 
+    @property
+    def settles(self) -> bool:
+        """Whether it stands in the place of the earlier judgements of its item: an adjudication that was not skipped."""
+        return self.adjudicates and self.flag != "skip"
+
 
 class JudgementLog:
     """The events of one log file, those of other servers included.
@@ -231,12 +236,12 @@ def preference_rows(items: Sequence[Item], judgements: Sequence[Judgement]) -> l
     Of an item that was adjudicated, the pairs are those of the adjudication alone, and have `adjudicated` true.
     """
     by_id = {item.item_id: item for item in items}
-    adjudicated = {judgement.item_id for judgement in judgements if judgement.adjudicates}
+    adjudicated = {judgement.item_id for judgement in judgements if judgement.settles}
     rows = []
     for judgement in judgements:
         item = by_id.get(judgement.item_id)
         settled = judgement.item_id in adjudicated
-        if item is not None and judgement.ranks is not None and judgement.adjudicates == settled:
+        if item is not None and judgement.ranks is not None and judgement.settles == settled:
             ranked = {
                 "prompt_id": judgement.item_id[:16],
                 **item.row,

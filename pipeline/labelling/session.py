@@ -78,7 +78,7 @@ class Session:
             # Their pairs could not be written, for want of the texts.
             raise UsageError(
                 f"{self.log.path} holds {len(others)} judgements of responses that are not in this file. Name another "
-                "--output for these responses, or the file that was judged."
+                "--output for these responses, or the file that was judged, and the --gold file that was mixed in."
             )
         self._lock = threading.Lock()
 
@@ -178,7 +178,7 @@ class Session:
 
     def _disputed(self, judgements: Sequence[Judgement]) -> set[str]:
         """Items whose responses two annotators ordered differently, and that nobody has adjudicated."""
-        settled = {judgement.item_id for judgement in judgements if judgement.adjudicates}
+        settled = {judgement.item_id for judgement in judgements if judgement.settles}
         return disputed_items(judgements) - settled
 
     def _known_next(self, annotator: str) -> Item | None:
