@@ -17,14 +17,14 @@ from tieback.pipeline.scorers import REWARD_ARGUMENTS
 if TYPE_CHECKING:
     from tieback.pipeline.trainer.trainer import PPOTrainer
 
-# f(prompts, trainer), with a prompt for each completion, gives lists as long as `prompts`:
+# f(prompts, trainer: PPOTrainer), with a prompt for each completion, gives lists as long as `prompts`:
 #   prompt_ids, completion_ids   token ids of each; a completion goes on where its prompt stops, and is all that came after
 #   env_mask       of each token of a completion 1 where the policy wrote it and 0 where the environment did; the policy wrote all where left out
 #   logprobs       of each token of a completion, by what sampled it; anything where the environment wrote
 #   truncated      whether the policy was cut off; where left out, whether the last token that it wrote is no end token
 #   completions    text or messages for reward functions; decoded from the tokens where left out
 # and anything else, which goes to reward functions: a list with one item for each completion, or one thing for all.
-RolloutFunction: TypeAlias = Callable[[list[Any], "PPOTrainer"], Mapping[str, Any]]
+RolloutFunction: TypeAlias = Callable[[list[Any], Any], Mapping[str, Any]]
 
 _OWN = ("prompt_ids", "completion_ids", "env_mask", "logprobs", "truncated", "completions")
 
