@@ -276,8 +276,7 @@ def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_stage_takes_a_rollout_function_by_name(tmp_path: Path) -> None:
     toy.write_ppo_home(tmp_path, max_steps=2, max_completion_length=14)
-    (tmp_path / "my_rewards.py").write_text(
-        (tmp_path / "my_rewards.py").read_text() + "\nfrom toy import two_turns\n"
-    )
-    toy.run_ppo(tmp_path, "--run_dir", str(tmp_path / "run"), "--rollout_func", "my_rewards:two_turns")
+    # A name of its own: another test's my_rewards may have been imported.
+    (tmp_path / "turns_by_name.py").write_text("from toy import two_turns\n")
+    toy.run_ppo(tmp_path, "--run_dir", str(tmp_path / "run"), "--rollout_func", "turns_by_name:two_turns")
     assert (tmp_path / "run" / "ppo" / "model.safetensors").is_file()
