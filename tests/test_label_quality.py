@@ -157,6 +157,9 @@ def test_hasty_judgements_are_counted_and_can_be_left_out(tmp_path):
     assert len(judgements) == 4
     assert judgement_figures(session.items, judgements)["hasty/ada"] == 4
     assert read_jsonl(session.output) == []
+    # What a flag leaves out comes back without it, and goes again, before anyone judges.
+    assert len(read_jsonl(make_session(tmp_path, count=4).output)) == 4 * 3
+    assert read_jsonl(make_session(tmp_path, count=4, leave_out_hasty=True).output) == []
 
 
 # Disagreements.

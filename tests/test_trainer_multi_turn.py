@@ -233,6 +233,20 @@ def test_what_cannot_be_learnt_from_is_named(tmp_path_factory: pytest.TempPathFa
         trainer.generate(list(toy.prompts(2)))
 
 
+def test_importance_sampling_without_log_probabilities_is_refused(tmp_path: Path) -> None:
+    def silent(prompts: list[Any], trainer: PPOTrainer) -> dict[str, Any]:
+        returned = toy.two_turns(prompts, trainer)
+        return {name: value for name, value in returned.items() if name != "logprobs"}
+
+    trainer = toy.ppo_trainer(
+        tmp_path, **(SETTINGS | {"rollout_func": silent, "importance_sampling": "token"})
+    )
+    with pytest.raises(
+        UsageError, match="`silent` returned no logprobs, which importance_sampling corrects by"
+    ):
+        trainer.train()
+
+
 def test_what_is_left_out_is_filled_in(tmp_path: Path) -> None:
     trainer = toy.ppo_trainer(tmp_path, **(SETTINGS | {"rollout_func": lambda prompts, trainer: GOOD}))
     end = trainer.sampler.end_ids[0]

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -230,25 +230,30 @@ def _are_numbers(values: Any, count: int, low: int, high: int) -> bool:
     )
 
 
+def standing(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """The judgements but for those of items that an adjudication has settled, of which it alone stands."""
+    judgements = list(judgements)
+    settled = {judgement.item_id for judgement in judgements if judgement.settles}
+    return [each for each in judgements if each.settles or each.item_id not in settled]
+
+
 def preference_rows(items: Sequence[Item], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """All pairs of all rankings, as `pipeline/reward.py` reads them; ties and flagged items give none.
 
     Of an item that was adjudicated, the pairs are those of the adjudication alone, and have `adjudicated` true.
     """
     by_id = {item.item_id: item for item in items}
-    adjudicated = {judgement.item_id for judgement in judgements if judgement.settles}
     rows = []
-    for judgement in judgements:
+    for judgement in standing(judgements):
         item = by_id.get(judgement.item_id)
-        settled = judgement.item_id in adjudicated
-        if item is not None and judgement.ranks is not None and judgement.settles == settled:
+        if item is not None and judgement.ranks is not None:
             ranked = {
                 "prompt_id": judgement.item_id[:16],
                 **item.row,
                 "ranks": judgement.ranks,
                 "annotator": judgement.annotator,
             }
-            mark = {"adjudicated": True} if settled else {}
+            mark = {"adjudicated": True} if judgement.settles else {}
             rows += [pair | mark for pair in ranking_to_pairs(ranked)]
     return rows
 

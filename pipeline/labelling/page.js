@@ -36,7 +36,7 @@ function prose(text, html) {
     box.append(make('span', 'empty', '(empty)'));
     return box;
   }
-  const written = make('div', html ? 'written' : 'written only', text);
+  const written = make('div', 'written', text);
   written.dir = 'auto';
   if (html) {
     const rendered = make('div', 'rendered');

@@ -81,6 +81,10 @@ class Session:
                 "--output for these responses, or the file that was judged, and the --gold file that was mixed in."
             )
         self._lock = threading.Lock()
+        if self.log.judgements:
+            # With other settings than before, perhaps, of what gives no preferences.
+            with self.log.locked():
+                self._write_output()
 
     def start(self, annotator: str) -> dict[str, Any]:
         """What an annotator who has just come, or come back, is shown."""

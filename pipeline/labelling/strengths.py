@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tieback.pipeline.labelling.items import Item
-from tieback.pipeline.labelling.judgements import Judgement
+from tieback.pipeline.labelling.judgements import Judgement, standing
 
 _STEPS = 10_000
 _CHANGE = 1e-10
-# Added to the wins of each two policies that met, in both directions: one that never lost would be infinitely strong.
+# Wins that are added to those of each over each: a policy that never lost would be infinitely strong.
 _PRIOR = 0.5
 _RESAMPLES = 1000
 
@@ -51,7 +51,7 @@ def strengths(items: Sequence[Item], judgements: Sequence[Judgement], seed: int 
     by_id = {item.item_id: item for item in items}
     # For each prompt the wins in it: people judge several pairs of one prompt, which are no independent draws.
     of_prompt: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
-    for judgement in judgements:
+    for judgement in standing(judgements):
         if judgement.item_id in by_id and judgement.ranks is not None:
             item, (first, second) = by_id[judgement.item_id], judgement.ranks
             outcome = 0.5 + 0.5 * ((first < second) - (first > second))
@@ -88,14 +88,12 @@ def strengths(items: Sequence[Item], judgements: Sequence[Judgement], seed: int 
 
 def bradley_terry(wins: np.ndarray) -> np.ndarray:
     """Log strengths [M], of mean 0, from the wins [M, M] of each over each."""
-    met = wins + wins.T
-    wins = wins + _PRIOR * (met > 0)
+    wins = wins + _PRIOR * (1 - np.eye(len(wins)))
     met = wins + wins.T
     strength = np.ones(len(wins))
     for _ in range(_STEPS):
         share = met / (strength[:, None] + strength[None, :])
-        following = wins.sum(axis=1) / np.maximum(share.sum(axis=1), 1e-300)
-        following = np.where(met.sum(axis=1) > 0, following, 1.0)
+        following = wins.sum(axis=1) / share.sum(axis=1)
         following /= np.exp(np.log(following).mean())
         done = np.abs(np.log(following / strength)).max() < _CHANGE
         strength = following

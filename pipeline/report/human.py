@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from tieback.pipeline.labelling.items import content_hash
-from tieback.pipeline.labelling.judgements import JudgementLog
+from tieback.pipeline.labelling.judgements import JudgementLog, standing
 from tieback.pipeline.report.pairs import SYSTEMS, Pair
 from tieback.pipeline.sample_statistics import bootstrap_interval
 
@@ -24,7 +24,7 @@ def human_figures(log_path: Path, pairs: Sequence[Pair], resamples: int, seed: i
     log = JudgementLog(log_path)
     log.refresh()
     outcomes: dict[str, list[float]] = defaultdict(list)
-    for judgement in log.judgements.values():
+    for judgement in standing(log.judgements.values()):
         if judgement.ranks is not None:
             sft, ppo = judgement.ranks
             outcomes[judgement.item_id].append(0.5 + 0.5 * ((ppo < sft) - (ppo > sft)))

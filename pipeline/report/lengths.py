@@ -1,9 +1,9 @@
 """How long the responses are, as histograms of SFT and PPO on common axes."""
 
+import itertools
 from collections.abc import Sequence
 
 from tieback.pipeline.report.curves import Curve, line_chart
-from tieback.pipeline.report.html_parts import escape
 from tieback.pipeline.report.pairs import Pair, column
 
 _MOST_BINS = 24
@@ -24,18 +24,14 @@ def lengths_html(pairs: Sequence[Pair]) -> str:
     note = f'bins of {width} tokens <span class="ppo">— PPO</span> <span class="sft">- - SFT</span>'
     return (
         '<h2>Lengths</h2><p class="note">A policy that has found that length pays writes longer responses, or ends them all at one length.</p>'
-        f'<div class="charts"><figure><figcaption><b>{escape("Lengths of the responses")}</b> {note}</figcaption>{chart}</figure></div>'
+        f'<div class="charts"><figure><figcaption><b>Lengths of the responses</b> {note}</figcaption>{chart}</figure></div>'
     )
 
 
 def bin_width(longest: float) -> int:
     """The least of 1, 2, 5, 10, 20, 50, … with which so many tokens take at most 24 bins."""
-    width, steps = 1, (2, 2.5, 2)
-    number = 0
-    while (longest // width) + 1 > _MOST_BINS:
-        width = int(width * steps[number % 3])
-        number += 1
-    return width
+    widths = (step * 10**exponent for exponent in itertools.count() for step in (1, 2, 5))
+    return next(width for width in widths if longest // width < _MOST_BINS)
 
 
 def histogram(name: str, values: Sequence[float], width: int) -> Curve:

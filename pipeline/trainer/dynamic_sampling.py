@@ -43,9 +43,9 @@ def fill_with_unlike(
         The batch, and `rollout/alike_fraction` and `rollout/batches`.
     """
     prompts = len(scored.rollout) // args.num_generations
-    first_alike = accelerator.reduce((~_unlike(scored, args)).float().mean(), "mean")
-    parts = [_of_prompts(scored, _unlike(scored, args), args)]
-    alike = _of_prompts(scored, ~_unlike(scored, args), args)
+    unlike = _unlike(scored, args)
+    alike_fraction = accelerator.reduce((~unlike).float().mean(), "mean")
+    parts, alike = [_of_prompts(scored, unlike, args)], _of_prompts(scored, ~unlike, args)
     seed = seed_of_process(args.seed, iteration, accelerator.process_index)
     generator = torch.Generator().manual_seed(seed)
     batches, missing = 1, prompts - _count(parts, args)
@@ -57,7 +57,7 @@ def fill_with_unlike(
         batches, missing = batches + 1, prompts - _count(parts, args)
     rest = torch.arange(len(alike.rollout) // args.num_generations, device=scored.raw_scores.device) < missing
     whole = join([*parts, _of_prompts(alike, rest, args)])
-    return whole, {"rollout/alike_fraction": float(first_alike), "rollout/batches": float(batches)}
+    return whole, {"rollout/alike_fraction": float(alike_fraction), "rollout/batches": float(batches)}
 
 
 def _unlike(scored: ScoredRollout, args: PPOConfig) -> torch.Tensor:
@@ -101,7 +101,8 @@ def join(parts: list[ScoredRollout]) -> ScoredRollout:
     def joined(values: list[Any]) -> Any:
         if isinstance(values[0], dict):
             return {name: joined([value[name] for value in values]) for name in values[0]}
-        return None if values[0] is None else [row for value in values for row in value]
+        # Where one batch has none (log-probabilities of a rollout function, say), there are none of all.
+        return None if any(value is None for value in values) else [row for value in values for row in value]
 
     rollout = Rollout(
         **{item.name: joined([getattr(each, item.name) for each in rollouts]) for item in fields(Rollout)}

@@ -46,7 +46,7 @@ def call_rollout_function(
     except Exception as error:
         raise UsageError(f"The rollout function `{name}` raised {type(error).__name__}: {error}.") from error
     try:
-        return read_rollout(
+        rollout = read_rollout(
             returned,
             rows,
             trainer.processing_class,
@@ -54,6 +54,11 @@ def call_rollout_function(
             trainer.args.max_completion_length,
             trainer.model.config.get_text_config(),
         )
+        if trainer.args.importance_sampling is not None and rollout.logprobs is None:
+            raise ValueError(
+                "no logprobs, which importance_sampling corrects by: hand on those of trainer.sample, or leave it out."
+            )
+        return rollout
     except ValueError as error:
         raise UsageError(f"The rollout function `{name}` returned {error}") from error
 
@@ -115,26 +120,29 @@ def read_rollout(
     env_mask = (
         [[bool(own) for own in mask] for mask in columns["env_mask"]] if "env_mask" in columns else None
     )
+    last = (
+        [ids[-1] for ids in completion_ids]
+        if env_mask is None
+        else [
+            list(itertools.compress(ids, own))[-1] for ids, own in zip(completion_ids, env_mask, strict=True)
+        ]
+    )
     prompts = [row["prompt"] for row in rows]
-    rollout = Rollout(
+    return Rollout(
         prompts=prompts,
         columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         | _further_columns(returned, len(rows)),
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
-        truncated=[],
+        truncated=[bool(cut) for cut in columns["truncated"]]
+        if "truncated" in columns
+        else [token not in end_ids for token in last],
         completions=_completions(columns, prompts, tokenizer),
         logprobs=[[float(value) for value in row] for row in columns["logprobs"]]
         if "logprobs" in columns
         else None,
         env_mask=env_mask,
     )
-    rollout.truncated = (
-        [bool(cut) for cut in columns["truncated"]]
-        if "truncated" in columns
-        else [ids[rollout.written(row)[-1]] not in end_ids for row, ids in enumerate(completion_ids)]
-    )
-    return rollout
 
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
