@@ -46,6 +46,14 @@ class PPOArguments(PPOHyperparameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "total_steps", "num_envs", "num_steps")
+        if self.kl_loss_coef:
+            raise UsageError(
+                "kl_loss_coef holds a policy to a reference, which a game has none of: leave it at 0."
+            )
+        if self.value_bins is not None:
+            raise UsageError(
+                "value_bins is for language models; the critic of a game gives one number: leave it out."
+            )
         if self.steps_per_iteration % self.num_minibatches:
             raise UsageError(
                 f"num_envs {self.num_envs} x num_steps {self.num_steps} = {self.steps_per_iteration} steps a rollout "

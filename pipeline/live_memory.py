@@ -20,7 +20,7 @@ from tieback.pipeline.rollout.token_scores import backbone, completion_logprobs
 from tieback.pipeline.trainer.actor_critic import ActorCritic
 from tieback.pipeline.trainer.critics import RewardRole
 from tieback.ppo_core import Batch, PPOHyperparameters
-from tieback.ppo_core.objective import PolicyOutputs, ppo_terms
+from tieback.ppo_core.objective import policy_outputs, ppo_terms
 from tieback.reward_model.head import apply_head
 
 
@@ -233,5 +233,5 @@ def _loss(actor_critic: ActorCritic, inputs: dict[str, Tensor], hyper: PPOHyperp
     shape = inputs["completion_ids"].shape
     figures = torch.zeros(shape)
     batch = Batch(inputs, figures, figures, figures, figures, torch.ones(shape, dtype=torch.bool), figures)
-    terms = ppo_terms(batch, PolicyOutputs(*actor_critic.evaluate(batch)), hyper)
+    terms = ppo_terms(batch, policy_outputs(*actor_critic.evaluate(batch), hyper), hyper)
     return sum((term.coefficient * term.elements.sum() for term in terms.values()), torch.zeros(()))

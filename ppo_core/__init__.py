@@ -17,11 +17,13 @@ from tieback.ppo_core.objective import (
     kl_estimate,
     kl_loss,
     policy_loss,
+    policy_outputs,
     ppo_terms,
     value_loss,
 )
 from tieback.ppo_core.stats import PPOStats
 from tieback.ppo_core.update import update
+from tieback.ppo_core.value_bins import bin_offsets, expected_values, head_over_bins, two_hot_loss
 
 __all__ = [
     "AdaptiveKLController",
@@ -32,15 +34,20 @@ __all__ = [
     "PolicyOutputs",
     "RowLengths",
     "Term",
+    "bin_offsets",
     "entropy",
+    "expected_values",
     "explained_variance",
     "gae",
+    "head_over_bins",
     "kl_estimate",
     "kl_loss",
     "length_adaptive_lambda",
     "masked_mean",
     "policy_loss",
+    "policy_outputs",
     "ppo_terms",
+    "two_hot_loss",
     "update",
     "value_loss",
     "whiten",

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from tieback.ppo_core.value_bins import LEAST_BINS
+
 
 @dataclass
 class PPOHyperparameters:
@@ -35,6 +37,18 @@ class PPOHyperparameters:
         default=None,
         metadata={
             "help": "The value loss grows linearly, not as the square, where a value is off by more than this; null for squares everywhere."
+        },
+    )
+    value_bins: int | None = field(
+        default=None,
+        metadata={
+            "help": "The critic says how likely each of so many values is, and is fitted as a classifier; null for a critic of one number. 101, say; needs value_clip_range and huber_delta null."
+        },
+    )
+    value_range: float = field(
+        default=10.0,
+        metadata={
+            "help": "With value_bins: the values lie between -value_range and value_range; twice the largest return to be expected."
         },
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
@@ -85,10 +99,19 @@ class PPOHyperparameters:
         Raises:
             ValueError: a setting is out of its range.
         """
-        for name in ("clip_range", "clip_range_high", "value_clip_range", "huber_delta", "target_kl"):
+        for name in (
+            "clip_range",
+            "clip_range_high",
+            "value_clip_range",
+            "huber_delta",
+            "target_kl",
+            "value_range",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, but is {value}.")
+        if self.value_bins is not None:
+            self._check_value_bins(self.value_bins)
         for name in ("vf_coef", "ent_coef", "kl_loss_coef", "max_grad_norm"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
@@ -105,3 +128,17 @@ class PPOHyperparameters:
             raise ValueError(f"kl_loss_estimator must be k1, k2 or k3, but is {self.kl_loss_estimator!r}.")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be greater than 1, but is {self.dual_clip}.")
+
+    def _check_value_bins(self, value_bins: int) -> None:
+        if not (isinstance(value_bins, int) and value_bins >= LEAST_BINS):
+            raise ValueError(
+                f"value_bins must be a whole number of at least {LEAST_BINS}, but is {value_bins}."
+            )
+        if not math.isfinite(self.value_range):
+            raise ValueError(f"value_range must be finite, but is {self.value_range}.")
+        for name in ("value_clip_range", "huber_delta"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} shapes the squared error, which value_bins={value_bins} replaces by a "
+                    f"classifier's: set {name} to null."
+                )

@@ -13,6 +13,7 @@ from torch.nn.functional import huber_loss
 
 from tieback.ppo_core.batch import Batch
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
+from tieback.ppo_core.value_bins import expected_values, two_hot_loss
 
 # exp of more overflows in float32, and 0 · inf would be a NaN gradient on the branch that min or the mask drops.
 _MAX_EXPONENT = 80.0
@@ -25,11 +26,29 @@ class PolicyOutputs(NamedTuple):
         logprobs: log-probabilities of the minibatch's actions.
         values: the critic's values.
         entropies: of the distributions over actions, in nats.
+        value_logits: `[B, T, K]`, over the bins of the values; None for a critic of one number.
     """
 
     logprobs: Tensor
     values: Tensor
     entropies: Tensor
+    value_logits: Tensor | None = None
+
+
+def policy_outputs(
+    logprobs: Tensor, values: Tensor, entropies: Tensor, hyper: PPOHyperparameters
+) -> PolicyOutputs:
+    """What an actor-critic's `evaluate` has returned, with the values of a critic that gives logits over bins.
+
+    Args:
+        logprobs: `[B, T]`.
+        values: `[B, T]`; with `hyper.value_bins` K, logits `[B, T, K]`.
+        entropies: `[B, T]`.
+        hyper: that says which.
+    """
+    if hyper.value_bins is None:
+        return PolicyOutputs(logprobs, values, entropies)
+    return PolicyOutputs(logprobs, expected_values(values, hyper.value_range), entropies, values)
 
 
 class Term(NamedTuple):
@@ -65,6 +84,12 @@ def ppo_terms(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -
     Raises:
         ValueError: the KL is to be in the loss, but the batch has no reference.
     """
+    if outputs.value_logits is None:
+        critic_loss = value_loss(
+            outputs.values, batch.old_values, batch.returns, hyper.value_clip_range, hyper.huber_delta
+        )
+    else:
+        critic_loss = two_hot_loss(outputs.value_logits, batch.returns, hyper.value_range)
     weights = batch.importance_weights
     surrogate = policy_loss(
         outputs.logprobs,
@@ -75,13 +100,7 @@ def ppo_terms(batch: Batch, outputs: PolicyOutputs, hyper: PPOHyperparameters) -
         hyper.dual_clip,
     )
     terms = {
-        "value/loss": Term(
-            hyper.vf_coef,
-            value_loss(
-                outputs.values, batch.old_values, batch.returns, hyper.value_clip_range, hyper.huber_delta
-            ),
-            trains_critic=True,
-        ),
+        "value/loss": Term(hyper.vf_coef, critic_loss, trains_critic=True),
         "policy/loss": Term(1.0, _weighted(surrogate, weights)),
         "policy/entropy": Term(-hyper.ent_coef, outputs.entropies),
     }

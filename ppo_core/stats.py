@@ -119,13 +119,16 @@ def diagnostics(
     ratio = torch.exp(outputs.logprobs - batch.old_logprobs)
     lower, upper = clip_bounds(hyper.clip_range, hyper.clip_range_high)
     clipped = ratio.clamp(lower, upper) * batch.advantages < ratio * batch.advantages
-    unclipped = value_loss(outputs.values, batch.old_values, batch.returns, huber_delta=hyper.huber_delta)
+    value_clipped = torch.zeros_like(ratio)
+    if hyper.value_clip_range is not None:
+        # The clipped loss is the greater of the two; its rounding is the same where it is not.
+        unclipped = value_loss(outputs.values, batch.old_values, batch.returns, huber_delta=hyper.huber_delta)
+        value_clipped = (terms["value/loss"].elements > unclipped).to(ratio.dtype)
     return {
         "approx_kl": kl_estimate(batch.old_logprobs, outputs.logprobs, "k3"),
         "ratio": ratio,
         "clip_fraction": clipped.to(ratio.dtype),
-        # The clipped loss is the greater of the two; its rounding is the same where it is not.
-        "value_clip_fraction": (terms["value/loss"].elements > unclipped).to(ratio.dtype),
+        "value_clip_fraction": value_clipped,
     }
 
 

@@ -17,7 +17,7 @@ from tieback.ppo_core.advantages import masked_sum
 from tieback.ppo_core.batch import Batch
 from tieback.ppo_core.calling import call_as
 from tieback.ppo_core.hyperparameters import PPOHyperparameters
-from tieback.ppo_core.objective import PolicyOutputs, ppo_terms
+from tieback.ppo_core.objective import PolicyOutputs, policy_outputs, ppo_terms
 from tieback.ppo_core.stats import Outcome, diagnostics
 
 # Named groups of scalars: sums of the loss's terms, sums of the diagnostics, numbers of non-finite elements of terms.
@@ -28,7 +28,10 @@ class ActorCritic(Protocol):
     """All that `update` asks of a policy; usually it is an `nn.Module`, too."""
 
     def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probabilities of the minibatch's actions, values and entropies, each `[b, T]`, in float32."""
+        """Return log-probabilities of the minibatch's actions, values and entropies, each `[b, T]`, in float32.
+
+        With `value_bins` K, logits over the bins `[b, T, K]` in place of the values.
+        """
         ...
 
 
@@ -145,18 +148,24 @@ class MinibatchStep:
                 outputs = call_as(self.inner, self.inner.evaluate, micro_batch, through=self.policy)
             else:
                 outputs = self.policy.evaluate(micro_batch)
+        bins = self.hyper.value_bins
         for name, output in zip(("log-probabilities", "values", "entropies"), outputs, strict=True):
-            if output.shape != micro_batch.mask.shape:
+            by_bin = (bins,) if bins is not None and name == "values" else ()
+            if output.shape != (*micro_batch.mask.shape, *by_bin):
+                wanted = (
+                    f"logits over the {bins} bins of value_bins for each step" if by_bin else "one a step"
+                )
                 raise ValueError(
                     f"The policy's evaluate returned {name} of shape {list(output.shape)} for a minibatch of shape "
-                    f"{list(micro_batch.mask.shape)}: it must return one a step."
+                    f"{list(micro_batch.mask.shape)}: it must return {wanted}."
                 )
             if output.dtype in (torch.bfloat16, torch.float16):
                 raise ValueError(
                     f"The policy's evaluate returned {name} in {output.dtype}, whose steps are wider than those that PPO "
                     "takes: compute them in float32. (FSDP rounds what a module returns to its output_dtype.)"
                 )
-        return PolicyOutputs(*(output.float() for output in outputs))
+        logprobs, values, entropies = (output.float() for output in outputs)
+        return policy_outputs(logprobs, values, entropies, self.hyper)
 
     def _too_far(self, approx_kl: float) -> bool:
         target = self.hyper.target_kl

@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from tieback.cli.errors import UsageError
-from tieback.reward_model.head import Fp32Linear
+from tieback.reward_model.head import Fp32Linear, check_bins
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HEAD = "base_model.model.score.weight"
 
 
 class ScalarHead(nn.Module):
-    """One number of each hidden state, in fp32.
+    """One number of each hidden state, in fp32; of a critic with `value_bins`, a logit for each bin.
 
     Args:
-        weight: [1, d].
+        weight: [1, d], or [K, d].
         bias: constant that is added; not trained.
     """
 
     def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
         super().__init__()
-        self.score = Fp32Linear(weight.shape[1], 1, bias=False)
+        self.score = Fp32Linear(weight.shape[1], weight.shape[0], bias=False)
         self.score.weight = nn.Parameter(weight.float().clone())
         self.bias = bias
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., d] → [...], fp32."""
+        """[..., d] → [...], or [..., K], fp32."""
         scores: Tensor = self.score(hidden).squeeze(-1)
         return scores + self.bias
 
@@ -48,9 +48,10 @@ class ScalarAdapter:
     Args:
         config: of the adapter.
         weights: of the adapter, as PEFT saves them.
-        head: weight [1, d] of the head.
+        head: weight [1, d] of the head; [K, d] of a critic with `value_bins`.
         bias: added to what the head gives.
         source: where it was read.
+        value_range: of such a critic.
     """
 
     config: PeftConfig
@@ -58,6 +59,7 @@ class ScalarAdapter:
     head: Tensor
     bias: float
     source: str
+    value_range: float | None = None
 
 
 def base_of(folder: str | Path) -> str | None:
@@ -77,11 +79,15 @@ def same_model(one: str | Path | None, other: str | Path | None) -> bool:
     return paths[0].resolve() == paths[1].resolve() if all(path.exists() for path in paths) else one == other
 
 
-def read_scalar_adapter(folder: str | Path) -> ScalarAdapter:
+def read_scalar_adapter(folder: str | Path, *, as_critic: bool = False) -> ScalarAdapter:
     """Read a reward model or a critic that is an adapter.
 
+    Args:
+        folder: of the adapter.
+        as_critic: whether a critic with `value_bins` will do, whose head has a logit for each bin.
+
     Raises:
-        UsageError: the adapter has no trained head, such as that of a language model.
+        UsageError: the adapter has no trained head, such as that of a language model; or it is no reward model.
     """
     weights = load_peft_weights(str(folder), device="cpu")
     head = weights.pop(_HEAD, None)
@@ -91,11 +97,14 @@ def read_scalar_adapter(folder: str | Path) -> ScalarAdapter:
             "pipeline/reward.py."
         )
     has_config = (Path(folder) / "config.json").is_file()
-    bias = getattr(AutoConfig.from_pretrained(folder), "reward_bias", 0.0) if has_config else 0.0
+    whole = AutoConfig.from_pretrained(folder) if has_config else None
     config = PeftConfig.from_pretrained(str(folder))
     config.task_type = "CAUSAL_LM"
     config.modules_to_save = [name for name in config.modules_to_save or [] if name != "score"] or None
-    return ScalarAdapter(config, weights, head, bias, str(folder))
+    if whole is not None:
+        check_bins(folder, whole, as_critic)
+    bias, value_range = getattr(whole, "reward_bias", 0.0), getattr(whole, "value_range", None)
+    return ScalarAdapter(config, weights, head, bias, str(folder), value_range)
 
 
 def write_scalar_adapter(
@@ -105,6 +114,7 @@ def write_scalar_adapter(
     head: Tensor,
     base_config: PreTrainedConfig,
     bias: float,
+    value_range: float | None = None,
 ) -> None:
     """Write a critic that is an adapter, in the form of PEFT (see the module's docstring).
 
@@ -112,9 +122,10 @@ def write_scalar_adapter(
         folder: made where missing.
         config: of the adapter.
         weights: of the adapter, as PEFT saves them.
-        head: weight [1, d] of the critic's head.
+        head: weight [1, d] of the critic's head, or [K, d].
         base_config: of the base.
         bias: added to what the head gives.
+        value_range: of a critic with `value_bins`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     tensors = {**weights, _HEAD: head}
@@ -133,5 +144,7 @@ def write_scalar_adapter(
     )
     saved.save_pretrained(str(folder))
     whole = copy.deepcopy(base_config)
-    whole.num_labels, whole.reward_bias = 1, bias
+    whole.num_labels, whole.reward_bias = len(head), bias
+    if value_range is not None:
+        whole.value_range = value_range
     whole.save_pretrained(folder)

@@ -23,11 +23,12 @@ from tieback.cli.errors import UsageError
 from tieback.reward_model.architectures import classifier_class
 
 
-def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+def load_reward_model(path: str | Path, *, as_critic: bool = False, **kwargs: Any) -> PreTrainedModel:
     """Load a trained reward model.
 
     Args:
         path: a folder or a hub name; a folder with an adapter gives its base with the adapter and head merged in.
+        as_critic: whether a critic with `value_bins` will do, whose head has a label for each bin.
         kwargs: for `from_pretrained` (`dtype`, `device_map`, `revision`, ...).
 
     Returns:
@@ -37,15 +38,16 @@ def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         UsageError: it is no reward model (a language model, two labels, or a head that is not in the file).
     """
     if (Path(path) / "adapter_config.json").is_file():
-        return _load_adapted(path, kwargs)
+        return _load_adapted(path, as_critic, kwargs)
     config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
+    check_bins(path, config, as_critic)
     if not _is_classifier(config):
         architecture = (config.architectures or ["model of unknown architecture"])[0]
         raise UsageError(
             f"{path} is a {architecture}, not a reward model. Train one from it with pipeline/reward.py, or name "
             "a sequence-classification model with one label."
         )
-    if config.num_labels != 1:
+    if config.num_labels != 1 and not is_binned(config):
         raise UsageError(
             f"{path} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}); a reward model "
             "has one, its score. Choose a reward model, or train one with pipeline/reward.py."
@@ -53,13 +55,34 @@ def load_reward_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     return _from_pretrained(path, config, kwargs, new_head=False)
 
 
-def _load_adapted(folder: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
+def is_binned(config: PreTrainedConfig) -> bool:
+    """Whether a model's config is that of a critic with `value_bins`."""
+    return getattr(config, "value_range", None) is not None
+
+
+def check_bins(path: str | Path, config: PreTrainedConfig, as_critic: bool) -> None:
+    """Refuse a critic with `value_bins` where a reward model is needed.
+
+    Raises:
+        UsageError: names it.
+    """
+    if is_binned(config) and not as_critic:
+        raise UsageError(
+            f"{path} is a critic with value_bins={config.num_labels}, not a reward model. Choose a reward model, or train one "
+            "with pipeline/reward.py."
+        )
+
+
+def _load_adapted(folder: str | Path, as_critic: bool, kwargs: dict[str, Any]) -> PreTrainedModel:
     base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
     config = AutoConfig.from_pretrained(base, **_hub_arguments(kwargs))
     config.num_labels = 1
-    own = Path(folder) / "config.json"
-    if own.is_file():
-        config.reward_bias = json.loads(own.read_text()).get("reward_bias", 0.0)
+    if (Path(folder) / "config.json").is_file():
+        own = AutoConfig.from_pretrained(folder)
+        config.reward_bias = getattr(own, "reward_bias", 0.0)
+        check_bins(folder, own, as_critic)
+        if is_binned(own):
+            config.num_labels, config.value_range = own.num_labels, own.value_range
     model = _from_pretrained(base, config, kwargs, new_head=True)
     before = model.score.weight.detach().clone() if hasattr(model, "score") else None
     merged = merge_adapter(model, folder)

@@ -94,15 +94,16 @@ def test_the_pages_file_is_the_one_of_an_annotator_who_ranks_alike(browser, tmp_
 
 
 def train_reward_model(folder, pairs):
+    output = pairs.parent / "reward_model"
     arguments = [
         *("--config", str(RECIPES / "helpdesk" / "reward.yaml"), "--run_dir", str(folder)),
-        *("--output_dir", str(folder / "out"), "--dataset_name", str(pairs), "--report_to", "none"),
+        *("--output_dir", str(output), "--dataset_name", str(pairs), "--report_to", "none"),
         *("--save_strategy", "no", "--num_train_epochs", "2"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reward.py", *arguments])
         reward.main()
-    return RewardScorer(load_reward_model(folder / "out"), load_tokenizer(folder / "out"))
+    return RewardScorer(load_reward_model(output), load_tokenizer(output))
 
 
 def accuracy(scorer, rows):

@@ -120,6 +120,8 @@ VARIANTS = {
         "critic_gae_lambda": 1.0,
     },
     "the critic has a λ of its own": {"gae_lambda": 0.9, "critic_gae_lambda": 1.0},
+    "a critic over bins": {"value_bins": 101, "value_range": 4.0},
+    "a shared critic over bins": {"value_bins": 101, "value_range": 4.0, "critic": "shared"},
     "λ by length": {"gae_lambda_alpha": 2.0, "critic_gae_lambda": 1.0},
     **{
         f"{estimator} in the loss": IN_THE_LOSS | {"kl_loss_estimator": estimator, "max_completion_length": 1}

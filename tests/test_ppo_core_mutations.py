@@ -66,6 +66,12 @@ MUTATIONS = {
         "torch.where(finite, estimate, torch.nan)",
         "test_ppo_core_objective.py",
     ),
+    "a return belongs to the bin below it alone": (
+        "value_bins.py",
+        "(1 - share) * lower + share * upper",
+        "lower",
+        "test_ppo_core_value_bins.py",
+    ),
     "importance weights are ignored": (
         "objective.py",
         "torch.where(finite, elements * safe, torch.nan)",

@@ -23,7 +23,7 @@ BEFORE: dict[str, Any] = {
     **{"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "weight_decay": 0.01},
     **{"max_prompt_length": 45, "critic_warmup_iterations": 1},
     **{"ptx_dataset": toy.demonstrations(), "ptx_coef": 0.1, "positive_nll_coef": 0.1, "positive_score": 0.5},
-    **{"ref_model_sync_steps": 2, "num_generations": 2},
+    **{"ref_model_sync_steps": 2, "num_generations": 2, "value_clip_range": None},
 }
 
 # Another value for each setting that what is learnt depends on.
@@ -55,6 +55,8 @@ MATTERS: dict[str, Any] = {
     "dual_clip": 3.0,
     "value_clip_range": 0.1,
     "huber_delta": 0.5,
+    "value_bins": 41,
+    "value_range": 5.0,
     "vf_coef": 0.2,
     "ent_coef": 0.01,
     "gamma": 0.9,

@@ -16,8 +16,9 @@ from tieback.pipeline.rollout.token_scores import (
     last_hidden,
 )
 from tieback.pipeline.trainer.sharded_tensors import load_into
-from tieback.ppo_core import Batch
+from tieback.ppo_core import Batch, bin_offsets, expected_values
 from tieback.reward_model.adapter import ScalarHead
+from tieback.reward_model.head import reward_bias
 
 VALUE_MODEL = "value_model"
 
@@ -40,6 +41,7 @@ class ActorCritic(nn.Module):
             an adapter).
         reward_heads: heads of the reward models that are frozen adapters of a PEFT policy's base, by the names of the
             adapters.
+        value_range: of a critic with `value_bins`, whose head gives logits; None for one number.
     """
 
     policy: Any
@@ -53,6 +55,7 @@ class ActorCritic(nn.Module):
         entropy_requires_grad: bool,
         reference_adapter: str | None = None,
         reward_heads: Mapping[str, ScalarHead] | None = None,
+        value_range: float | None = None,
     ):
         super().__init__()
         self.policy = policy
@@ -60,6 +63,7 @@ class ActorCritic(nn.Module):
         self.temperature = temperature
         self.entropy_requires_grad = entropy_requires_grad
         self.reference_adapter = reference_adapter
+        self.value_range = value_range
         self.reward_heads = nn.ModuleDict(reward_heads or {}).requires_grad_(False)
         # What Trainer, DeepSpeed, FSDP and TRL ask of a model.
         self.is_gradient_checkpointing = False
@@ -86,20 +90,39 @@ class ActorCritic(nn.Module):
             with using_adapter(self.policy, task):
                 hidden = last_hidden(self.policy, inputs)
             return (self.reward_heads[task](hidden),)
-        logprobs, values, _ = self.score_tokens(inputs)
-        return logprobs, values
+        logprobs, outputs, _ = self.score_tokens(inputs)
+        if self.value_range is None:
+            return logprobs, outputs
+        return logprobs, expected_values(self._over_bins(outputs, self.value_range), self.value_range)
 
     def evaluate(self, minibatch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, values and entropy, each [b, T]: all that `ppo_core.update` asks of an actor-critic."""
-        logprobs, values, entropy = self.score_tokens(minibatch.inputs)
-        return logprobs, values[:, :-1], entropy
+        """Log-probabilities, values and entropy, each [b, T]: all that `ppo_core.update` asks of an actor-critic.
+
+        Of a critic with `value_bins`, logits [b, T, K] in place of the values.
+        """
+        logprobs, outputs, entropy = self.score_tokens(minibatch.inputs)
+        outputs = outputs[:, :-1]
+        if self.value_range is not None:
+            outputs = self._over_bins(outputs, self.value_range)
+        return logprobs, outputs, entropy
 
     def score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [b, T], values [b, T + 1] and entropy [b, T] of completions (see `completion_logprobs`)."""
+        """Log-probabilities [b, T] and entropy [b, T] of completions (see `completion_logprobs`), and between them what the
+        critic's head gives, [b, T + 1] or [b, T + 1, K].
+        """
         logprobs, entropy = completion_logprobs(
             self.policy, inputs, self.temperature, self.entropy_requires_grad
         )
         return logprobs, completion_values(self.critic, inputs), entropy
+
+    @property
+    def critic_bias(self) -> float:
+        """Constant that is added to what the critic's head gives."""
+        return reward_bias(self.critic)
+
+    def _over_bins(self, outputs: Tensor, value_range: float) -> Tensor:
+        # The bias has been added to every logit, which the softmax does not see; its place is in the offsets.
+        return outputs + bin_offsets(outputs.shape[-1], value_range, self.critic_bias, outputs.device)
 
     # Its weights.
 

@@ -31,11 +31,17 @@ class SharedCritic(ActorCritic):
     """
 
     def score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [b, T], values [b, T + 1] and entropy [b, T] of completions (see `completion_scores`)."""
+        """Log-probabilities, outputs of the critic's head and entropy (see `ActorCritic`)."""
         logprobs, entropy, hidden = completion_scores(
             self.policy, inputs, self.temperature, self.entropy_requires_grad
         )
         return logprobs, self.critic(hidden), entropy
+
+    @property
+    def critic_bias(self) -> float:
+        """Constant that is added to what the critic's head gives."""
+        bias: float = self.critic.bias
+        return bias
 
     def models_with_layers(self) -> tuple[Any, ...]:
         """Models whose layers are sharded, and recomputed under gradient checkpointing."""
@@ -65,7 +71,7 @@ class AdapterCritic(SharedCritic):
     """
 
     def score_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [b, T], values [b, T + 1] and entropy [b, T] of completions (see `completion_scores`)."""
+        """Log-probabilities, outputs of the critic's head and entropy (see `ActorCritic`)."""
         logprobs, entropy = completion_logprobs(
             self.policy, inputs, self.temperature, self.entropy_requires_grad
         )
@@ -101,7 +107,8 @@ class AdapterCritic(SharedCritic):
             weights,
             head,
             self.config,
-            self.critic.bias,
+            self.critic_bias,
+            self.value_range,
         )
 
     def gradient_checkpointing_enable(
@@ -125,7 +132,7 @@ class AdapterCritic(SharedCritic):
         """Nothing: `save` has the adapter's weights, which are the policy's part of the gathered ones."""
 
     def _load_critic(self, folder: str) -> None:
-        saved = read_scalar_adapter(folder)
+        saved = read_scalar_adapter(folder, as_critic=True)
         load_into(get_peft_model_state_dict(self.policy, adapter_name=CRITIC), saved.weights)
         load_into(self.critic.state_dict(), {"score.weight": saved.head})
 

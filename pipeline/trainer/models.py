@@ -14,6 +14,7 @@ from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.model_loading import loading
 from tieback.pipeline.rollout.adapters import adapter_parameters, add_adapter
 from tieback.pipeline.trainer.actor_critic import ActorCritic
+from tieback.pipeline.trainer.binned_critics import set_bins, start_of_head
 from tieback.pipeline.trainer.config import PPOConfig
 from tieback.pipeline.trainer.critics import CRITIC, AdapterCritic, RewardRole, SharedCritic
 from tieback.pipeline.trainer.sharded_tensors import copy_model, copy_weights, gathered
@@ -25,7 +26,13 @@ from tieback.reward_model.adapter import (
     same_model,
 )
 from tieback.reward_model.architectures import classifier_class
-from tieback.reward_model.head import as_reward_model, init_head, load_reward_model, reward_head
+from tieback.reward_model.head import (
+    as_reward_model,
+    init_head,
+    is_binned,
+    load_reward_model,
+    reward_head,
+)
 from tieback.reward_model.scoring import RewardScorer
 
 CRITICS: dict[str, type[ActorCritic]] = {
@@ -53,18 +60,19 @@ def make_actor_critic(
     """
     if isinstance(value_model, str) and args.critic != "separate":
         own_base = same_model(base_of_adapter(model, peft_config), base_of(value_model))
-        value_model = read_scalar_adapter(value_model) if own_base else value_model
+        value_model = read_scalar_adapter(value_model, as_critic=True) if own_base else value_model
     kind = kind_of_critic(args.critic, model, value_model, peft_config)
     # A copy of the policy's backbone must be made before it has an adapter.
-    critic: Any = make_critic(value_model, model, scorers, args.seed) if kind == "separate" else None
+    critic: Any = make_critic(value_model, model, scorers, args) if kind == "separate" else None
     had_adapter = isinstance(model, PeftModel)
     moving = args.ref_model_sync_steps is not None
     policy, reference, reference_adapter = split_reference(model, peft_config, moving)
     reward_heads = add_reward_adapters(policy, scorers)
     if kind != "separate":
-        critic = make_inner_critic(kind, value_model, policy, had_adapter)
+        critic = make_inner_critic(kind, value_model, policy, had_adapter, args)
+    value_range = None if args.value_bins is None else args.value_range
     actor_critic = CRITICS[kind](
-        policy, critic, args.temperature, args.ent_coef > 0, reference_adapter, reward_heads
+        policy, critic, args.temperature, args.ent_coef > 0, reference_adapter, reward_heads, value_range
     )
     for scorer in scorers:
         if isinstance(scorer.model, ScalarAdapter):
@@ -99,7 +107,11 @@ def kind_of_critic(
 
 
 def make_inner_critic(
-    kind: str, value_model: CriticSource, policy: PreTrainedModel | PeftModel, had_adapter: bool
+    kind: str,
+    value_model: CriticSource,
+    policy: PreTrainedModel | PeftModel,
+    had_adapter: bool,
+    args: PPOConfig,
 ) -> ScalarHead:
     """The head of a critic on the policy's base; of `adapter`, the adapter is put into the policy.
 
@@ -108,8 +120,12 @@ def make_inner_critic(
     would begin far from any return.
 
     Raises:
-        UsageError: `value_model` is a whole model, or its adapter does not fit into the policy's base.
+        UsageError: `value_model` is a whole model, its adapter does not fit into the policy's base, or its head has other
+            bins.
     """
+    new_head = start_of_head(
+        torch.zeros(1, policy.config.get_text_config().hidden_size), None, args, "a new head"
+    )
     if value_model is not None and not isinstance(value_model, ScalarAdapter):
         raise UsageError(
             f"critic: {kind} lives on the policy's own base, and cannot start from a whole model. Start it from the policy "
@@ -122,7 +138,7 @@ def make_inner_critic(
                 "critic: shared is a head on the policy's own states, and cannot start from a reward model. Start it from "
                 "the policy (value_model=None; critic_init policy), or set critic: adapter."
             )
-        return ScalarHead(torch.zeros(1, policy.config.get_text_config().hidden_size))
+        return ScalarHead(new_head)
     own = policy.peft_config["default"]
     config, weights = (own, None) if start is None else (start.config, start.weights)
     if start is None and had_adapter:
@@ -136,8 +152,8 @@ def make_inner_critic(
     for parameter in adapter_parameters(policy, CRITIC).values():
         parameter.requires_grad_(True)
     if start is not None:
-        return ScalarHead(start.head, start.bias)
-    return ScalarHead(torch.zeros(1, policy.config.get_text_config().hidden_size))
+        return ScalarHead(start_of_head(start.head, start.value_range, args, start.source), start.bias)
+    return ScalarHead(new_head)
 
 
 def add_reward_adapters(policy: Any, scorers: list[RewardScorer]) -> dict[str, ScalarHead]:
@@ -260,14 +276,14 @@ def make_critic(
     value_model: CriticSource,
     policy: PreTrainedModel | PeftModel,
     scorers: list[RewardScorer],
-    seed: int,
+    args: PPOConfig,
 ) -> PreTrainedModel:
     """The critic: `value_model` (never the very object that scores), or the policy's backbone with a new head.
 
     Of a reward model it is an fp32 copy: a reward model may be kept in bf16, but steps of training vanish there.
 
     Raises:
-        UsageError: the critic cannot read the policy's tokens, or has no head for one value.
+        UsageError: the critic cannot read the policy's tokens, has no head for one value, or one for other bins.
     """
     if isinstance(value_model, ScalarAdapter):
         raise UsageError(
@@ -279,7 +295,7 @@ def make_critic(
     critic: Any
     if isinstance(value_model, str):
         with loading("value_model", value_model):
-            critic = load_reward_model(value_model, dtype=torch.float32)
+            critic = load_reward_model(value_model, as_critic=True, dtype=torch.float32)
     elif value_model is not None:
         shared = any(value_model is scorer.model for scorer in scorers)
         critic = copy_model(value_model) if shared else value_model
@@ -288,8 +304,9 @@ def make_critic(
     elif isinstance(policy, PeftModel):
         raise UsageError("Name a value_model: a critic is made of a policy only before it has an adapter.")
     else:
-        critic = _critic_of(policy, seed)
-    if not hasattr(critic, "score") or critic.score.out_features != 1:
+        critic = _critic_of(policy, args.seed)
+    binned = hasattr(critic, "score") and is_binned(critic.config)
+    if not binned and (not hasattr(critic, "score") or critic.score.out_features != 1):
         raise UsageError(
             f"The critic is a {type(critic).__name__} without a `score` head for one value, as encoders are, which read a text "
             "as a whole. Start it from the policy (critic_init policy; value_model=None), or name a causal reward model as its "
@@ -301,6 +318,7 @@ def make_critic(
             f"The critic's vocabulary has {own} tokens, the policy's {vocabulary}: a critic reads the policy's tokens. "
             "Start it from the policy (critic_init policy; value_model=None)."
         )
+    set_bins(critic, args, value_model if isinstance(value_model, str) else "value_model")
     critic.requires_grad_(True)
     return as_reward_model(critic)
 

@@ -304,6 +304,7 @@ class PPOTrainer(RolloutTrainer):
             **of_the_sampling,
             **of_the_sampler,
             **stats.metrics(),
+            **self._returns_outside(batch),
             "kl_coef": self.kl_controller.value,
             **times.figures(),
         }
@@ -313,6 +314,14 @@ class PPOTrainer(RolloutTrainer):
         # Not later: a new epoch of the data draws a number before the next iteration.
         self._restore_random_state = random_state(self.accelerator.device)
         return torch.tensor(stats.policy_loss, device=self.accelerator.device)
+
+    def _returns_outside(self, batch: Batch) -> dict[str, float]:
+        if self.args.value_bins is None:
+            return {}
+        outside = (batch.returns.abs() > self.args.value_range) & batch.mask
+        sums = torch.stack([outside.sum(), batch.mask.sum()])
+        count, total = self.accelerator.reduce(sums, "sum").tolist()
+        return {"value/outside_range_fraction": count / total}
 
     def _with_imitation(self, batch: Batch, scored: ScoredRollout) -> Batch:
         if not (self.args.ptx_coef or self.args.positive_nll_coef):

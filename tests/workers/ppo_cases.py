@@ -47,6 +47,13 @@ CASES: dict[str, dict[str, Any]] = {
     # Policy, critic, reference and reward model are adapters of one base.
     "one base": {**LORA, "critic": "adapter", "gradient_checkpointing": True},
     "shared critic": {"critic": "shared", **SAVED},
+    "critic over bins": {"value_bins": 41, "value_range": 20.0, "value_clip_range": None, **SAVED},
+    "shared critic over bins": {
+        "value_bins": 41,
+        "value_range": 20.0,
+        "value_clip_range": None,
+        "critic": "shared",
+    },
     "gradient checkpointing": {"gradient_checkpointing": True},
     # Of 14 prompts an epoch leaves 6 out: three iterations are three epochs.
     "uneven": {"train_dataset": toy.prompts(14), "max_steps": 3, "num_minibatches": 4},
@@ -85,6 +92,7 @@ RESUMED = {
     "lora": 1,
     "one base": 1,
     "shared critic": 1,
+    "critic over bins": 1,
     "moving reference": 2,
     "reset reference": 2,
 }
