@@ -106,8 +106,9 @@ bench: $(STAMP) ## ours beside its peers: an hour (see benchmarks/RESULTS.md; ma
 	$(BIN)/python -m benchmarks.cartpole
 	$(BIN)/python -m benchmarks.growth
 
-docs: $(STAMP) ## the API reference from docstrings, into build/reference/
+docs: $(STAMP) ## the site, into build/site/: all documents, searchable, and the API reference from docstrings
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_site.py
 
 clean: ## remove .venv, build/ and caches (runs/ is yours to remove)
 	rm -rf .venv .venv-bench .venv-vllm build .mypy_cache .pytest_cache .ruff_cache
