@@ -26,7 +26,7 @@ LATER := $(filter-out 1,$(ROUND))
 ROUND_DIR = $(RUN)$(if $(LATER),/round$(ROUND))
 STAGE_ARGS = --config pipeline/recipes/$(RECIPE)/$@.yaml --run_dir $(RUN) $(if $(LATER),--round $(ROUND)) $(if $(DATA),--dataset_name $(DATA)) $(if $(filter collectpeople,$@$(RANKED_BY)),--annotator none) $(ARGS)
 
-.PHONY: help setup rlhf sft collect reward ppo evaluate preflight label compare watch gridworld cartpole pong test test-more test-slow vllm-cpu test-vllm lint format bench-setup bench docs clean
+.PHONY: help setup rlhf sft collect reward ppo evaluate preflight label compare watch gridworld cartpole pong test test-more test-slow vllm-cpu test-vllm lint format bench-setup bench docs course clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,6 +109,9 @@ bench: $(STAMP) ## ours beside its peers: an hour (see benchmarks/RESULTS.md; ma
 docs: $(STAMP) ## the site, into build/site/: all documents, searchable, and the API reference from docstrings
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/build_site.py
+
+course: $(STAMP) ## run the notebooks anew, and keep their outputs
+	XDG_RUNTIME_DIR=$$(mktemp -d) PYTHONWARNINGS="ignore:IProgress not found" $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove .venv, build/ and caches (runs/ is yours to remove)
 	rm -rf .venv .venv-bench .venv-vllm build .mypy_cache .pytest_cache .ruff_cache

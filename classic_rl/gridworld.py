@@ -141,7 +141,13 @@ def greedy_return(env: gym.Env[Any, Any], table: np.ndarray, max_steps: int) -> 
     return total, steps
 
 
-def _print_tables(q_table: np.ndarray, goal: Cell, obstacles: frozenset[Cell]) -> None:
+def print_tables(q_table: np.ndarray, goal: Cell, obstacles: frozenset[Cell]) -> None:
+    """Print what was learnt in two views: Q of each action in each cell, and the best actions on the grid.
+
+    Args:
+        q_table: `[rows, columns, 4]`, actions in the order of `ACTIONS`.
+        goal, obstacles: cells that nothing is done in.
+    """
     detailed = Table("state", title="Q-table")
     for action in ACTIONS:
         detailed.add_column(action, justify="right")
@@ -210,7 +216,7 @@ def main(arguments: GridWorldArguments) -> None:
     total, steps = greedy_return(env, table, max_steps=10 * world.rows * world.columns)
 
     q_table = table.reshape(world.rows, world.columns, len(ACTIONS))
-    _print_tables(q_table, world.goal, world.obstacles)
+    print_tables(q_table, world.goal, world.obstacles)
     np.save(folder / "q_table.npy", q_table)
     draw_q_table(folder / "q_table.png", q_table, world.start, world.goal, world.obstacles)
     write_metrics(

@@ -15,7 +15,7 @@ SOURCES = ROOT / "build" / "site-sources"
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 # Of documents, and of the programs that they link to.
 FOLDERS = (
-    *("docs", "benchmarks", "examples", "tests", "classic_rl", "data"),
+    *("docs", "notebooks", "benchmarks", "examples", "tests", "classic_rl", "data"),
     *("pipeline", "ppo_core", "reward_functions", "reward_model"),
 )
 FIRST_PAGE = '<!doctype html><meta charset="utf-8"><title>Tieback</title><meta http-equiv="refresh" content="0; url=docs/index.html">'

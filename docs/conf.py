@@ -33,6 +33,8 @@ ranking
 ```{toctree}
 :hidden:
 :caption: Learn
+The course: a gridworld <../notebooks/1_gridworld>
+The course: CartPole <../notebooks/2_cartpole>
 tieback
 pong
 ```

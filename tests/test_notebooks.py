@@ -1,0 +1,51 @@
+"""The course: each notebook is shipped with its outputs, and runs from its first cell to its last."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+# What stands in the place of the cell tagged `parameters`: the same course in seconds.
+SMALL = {
+    "1_gridworld": "EPISODES = 300",
+    "2_cartpole": "TOTAL_STEPS, EVALUATION_EPISODES = 6_000, 4",
+}
+
+
+def code_cells(name: str) -> list[Any]:
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_notebook_is_tested() -> None:
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_is_shipped_as_it_ran_in_order_and_without_a_warning(name: str) -> None:
+    cells = code_cells(name)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    said = " ".join(str(output) for output in outputs)
+    assert not re.search(r"/(home|root|work|tmp)/", said), (
+        "an output names a folder of the machine that made it"
+    )
+    assert any("image/" in " ".join(output.get("data", {})) for output in outputs)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 400_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    before = set(re.findall(r"^([A-Z_]+) =", parameters.source, re.M))
+    assert before == set(re.findall(r"[A-Z_]{2,}", SMALL[name]))
+    parameters.source = SMALL[name]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
