@@ -63,7 +63,7 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/",
+            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/|notebooks/",
             line,
         )
     ]
@@ -113,6 +113,8 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         parse_flags(RlhfArguments, "tieback rlhf", flags[: flags.index("--")] if "--" in flags else flags)
     elif re.fullmatch(r"\S*python (examples|docs)/\w+\.py", command):
         assert (ROOT / words[1]).is_file()
+    elif ".venv/bin/jupyter" in words:
+        assert list(ROOT.glob(words[-1]))
     elif words[:2] == ["pip", "install"]:
         assert (ROOT / words[words.index("-c") + 1]).is_file()
     elif words[0] == "tieback":
