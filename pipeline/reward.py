@@ -60,6 +60,7 @@ from tieback.reward_model.head import (
     reward_bias,
     set_reward_bias,
 )
+from tieback.reward_model.reliability import Agreement, agreement_with_others, unreliable
 from tieback.reward_model.report import (
     expected_calibration_error,
     margin_by_annotator,
@@ -98,6 +99,18 @@ class RewardArguments:
         },
     )
     num_demonstrations: int = field(default=1000, metadata={"help": "Most demonstrations of them."})
+    least_agreement: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out the pairs of annotators who order less than this share of the pairs that others ordered, too, as most of those do (0.6, say; told from 20 such pairs); nobody is left out where not set."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.least_agreement is not None and not 0 < self.least_agreement < 1:
+            raise UsageError(
+                f"least_agreement must be between 0 and 1, got {self.least_agreement}: a coin agrees in half of the pairs."
+            )
 
 
 def main() -> None:
@@ -111,7 +124,9 @@ def main() -> None:
     sources = [data_args.dataset_name] if data_args.dataset_name else collected_pairs(run)
     start = folder_of(model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent))
     tokenizer = load_tokenizer(start, model_args.model_revision)
-    rows = load_pairs(sources, data_args, args.seed)
+    rows, agreements = without_unreliable(
+        load_pairs(sources, data_args, args.seed), data_args.least_agreement, " and ".join(sources)
+    )
     check_chat_template(tokenizer, rows.dataset[0], args.chat_template_path)
     set_seed(args.seed)
     model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
@@ -164,6 +179,7 @@ def main() -> None:
     metrics |= {"num_pairs/train": len(train), "num_pairs/held_out": len(held_out)}
     dropped = {"identical": 0, **rows.dropped, "identical_after_truncation": num_identical}
     metrics |= {f"num_pairs/dropped_{reason}": count for reason, count in dropped.items()}
+    metrics |= {f"agreement/{annotator}": share for annotator, (share, _) in agreements.items()}
     metrics |= {"train/steps": steps, "train/seconds": time.perf_counter() - started, **first_step.figures()}
     write_card("reward", Path(args.output_dir), metrics, settings, start)
     finish_stage("reward", args.output_dir, metrics, settings)
@@ -211,6 +227,37 @@ def load_pairs(sources: list[str], data_args: RewardArguments, seed: int) -> Row
     for part in parts:
         dropped.update(part.dropped)
     return Rows(concatenate_datasets([part.dataset for part in parts]), dict(dropped))
+
+
+def without_unreliable(
+    rows: Rows, least_agreement: float | None, source: str
+) -> tuple[Rows, dict[str, Agreement]]:
+    """The rows without those of annotators who agree too rarely with others, and the agreement of all who share pairs.
+
+    Raises:
+        UsageError: there are no annotators to tell apart, or nobody would be left.
+    """
+    if least_agreement is None:
+        return rows, {}
+    names = set(rows.dataset["annotator"]) if "annotator" in rows.dataset.column_names else set()
+    if len(names - {None}) < 2:
+        raise UsageError(
+            f"least_agreement compares annotators, and the pairs of {source} name {len(names - {None})} in a column `annotator`. "
+            "Leave it out."
+        )
+    agreements = agreement_with_others(rows.dataset)
+    out = unreliable(agreements, least_agreement)
+    kept = rows.dataset.filter(lambda annotator: annotator not in out, input_columns="annotator")
+    if not len(kept):
+        raise UsageError(
+            f"least_agreement {least_agreement} leaves out all annotators of {source} ({', '.join(out)}): they order pairs in "
+            "opposite ways. Look at their judgements (`tieback label … --summary`), or lower it."
+        )
+    if PartialState().is_main_process:
+        for name in out:
+            share, shared = agreements[name]
+            print(f"left out: {name}, who orders {share:.0%} of {shared} shared pairs as most others do")
+    return Rows(kept, {**rows.dropped, "unreliable": len(rows.dataset) - len(kept)}), agreements
 
 
 def start_model(

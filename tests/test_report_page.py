@@ -434,3 +434,11 @@ def test_each_kind_of_prompt_has_its_win_rate_the_worst_first():
 )
 def test_a_column_of_one_value_or_of_many_is_no_kind(counts):
     assert "By kind of prompt" not in render(make_report(pairs=kinds_of_pairs(counts)))
+
+
+def test_what_was_left_out_of_the_reward_models_pairs_is_said() -> None:
+    figures = {"num_pairs/dropped_unreliable": 30, "agreement/ann": 0.91, "agreement/<b>": 0.48}
+    html = render(make_report(stage_metrics={"reward": figures}))
+    assert "30 pairs are left out for annotators who rarely order pairs as most others do." in html
+    assert "&lt;b&gt; 48%, ann 91%" in html
+    assert "rarely order pairs" not in render(make_report(stage_metrics={"reward": {"loss/train": 0.6}}))

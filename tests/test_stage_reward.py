@@ -94,7 +94,7 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
     stock = AutoModelForSequenceClassification.from_pretrained(folder)
     assert stock.config.reward_bias == reward_bias(model) != 0
     assert (folder / "calibration.png").stat().st_size > 1000
-    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 90
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_identical_pairs_are_dropped_and_counted_after_truncation_too(run_dir):
     metrics = run(run_dir, "--max_length", "100")
     assert metrics["num_pairs/dropped_identical"] == 1
     assert metrics["num_pairs/dropped_identical_after_truncation"] == 2
-    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 90
 
 
 def test_demonstrations_are_the_chosen_responses_where_none_are_named(run_dir):
@@ -302,3 +302,44 @@ def test_bad_input_is_refused_before_training(run_dir, monkeypatch):
     (run_dir / "collect" / "responses.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="not ranked"):
         run(run_dir)
+
+
+def by_four_annotators(run_dir, texts):
+    """Thirty pairs that ann, cat and dan order alike, and bob the other way round."""
+    rows = []
+    for number in range(30):
+        good, bad = texts[2 * number : 2 * number + 2]
+        rows += [pair(f"Question {number}?", good, bad, name) for name in ("ann", "cat", "dan")]
+        rows.append(pair(f"Question {number}?", bad, good, "bob"))
+    write_pairs(run_dir, rows)
+
+
+def test_who_rarely_agrees_with_the_others_is_left_out_and_named(run_dir, capsys):
+    texts = [f"{word} number {number}" for number in range(30) for word in ("good", "bad")]
+    by_four_annotators(run_dir, texts)
+    plain = run(run_dir)
+    assert "num_pairs/dropped_unreliable" not in plain
+    metrics = run(run_dir, "--least_agreement", "0.6", output="reliable")
+    assert "left out: bob, who orders 0% of 30 shared pairs as most others do" in capsys.readouterr().out
+    assert metrics["num_pairs/dropped_unreliable"] == 30
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 90
+    assert [metrics[f"agreement/{name}"] for name in ("ann", "bob", "cat")] == [1, 0, 1]
+    assert "margin/bob" in plain
+    assert "margin/bob" not in metrics
+
+
+def test_annotators_who_cannot_be_told_apart_are_an_error(run_dir):
+    with pytest.raises(UsageError, match=r"least_agreement must be between 0 and 1, got 60.0"):
+        run(run_dir, "--least_agreement", "60")
+    rows = read_pairs(run_dir)
+    write_pairs(run_dir, [row | {"annotator": "ann"} for row in rows])
+    with pytest.raises(UsageError, match=r"preferences.jsonl name 1 in a column `annotator`. Leave it out"):
+        run(run_dir, "--least_agreement", "0.6")
+    both = [
+        pair(f"Question {number}?", *order, name)
+        for number in range(20)
+        for order, name in ((("a", "b"), "ann"), (("b", "a"), "bob"))
+    ]
+    write_pairs(run_dir, both)
+    with pytest.raises(UsageError, match=r"leaves out all annotators of .* \(ann, bob\)"):
+        run(run_dir, "--least_agreement", "0.6")

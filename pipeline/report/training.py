@@ -95,6 +95,7 @@ def earlier_stages_html(
         if {"accuracy/held_out", "accuracy/length_only"} <= reward.keys()
         else ""
     )
+    bias += _left_out_html(reward)
     tables = "".join(
         f"<h3><code>{escape(stage)}/metrics.json</code></h3>{plain_table({k: f'{v:.4g}' for k, v in metrics.items()})}"
         for stage, metrics in stage_metrics.items()
@@ -103,6 +104,24 @@ def earlier_stages_html(
         return ""
     details = f"<details><summary>Figures of the earlier stages</summary>{tables}</details>" if tables else ""
     return f'<h2>SFT and the reward model</h2>{bias}<div class="charts">{charts}{pictures}</div>{details}'
+
+
+def _left_out_html(reward: dict[str, float]) -> str:
+    """What `least_agreement` has left out of the reward model's pairs; empty where it was not set."""
+    shares = {
+        name.removeprefix("agreement/"): share
+        for name, share in reward.items()
+        if name.startswith("agreement/")
+    }
+    if not shares:
+        return ""
+    count = int(reward["num_pairs/dropped_unreliable"])
+    by_annotator = ", ".join(f"{escape(name)} {100 * share:.0f}%" for name, share in sorted(shares.items()))
+    said = f"{count} pairs are left out" if count else "No pair is left out"
+    return (
+        f"<p>{said} for annotators who rarely order pairs as most others do. "
+        f"Pairs that they order so, by annotator: {by_annotator}.</p>"
+    )
 
 
 def tie_back_html(history: History, pong_history: History) -> str:
