@@ -8,7 +8,7 @@ score 0 on average, and pairs of prompts that were held out say what the model i
     accelerate launch pipeline/reward.py
     accelerate launch pipeline/reward.py --config pipeline/recipes/hh/reward.yaml --dataset_name pairs.jsonl.gz
 
-Writes the model, its tokenizer, `calibration.png` and metrics.json into `<run_dir>/reward`.
+Writes the model, its tokenizer, `calibration.png` (and .json) and metrics.json into `<run_dir>/reward`.
 """
 
 import json
@@ -65,7 +65,7 @@ from tieback.reward_model.report import (
     expected_calibration_error,
     margin_by_annotator,
     pair_accuracy,
-    plot_calibration,
+    write_calibration,
 )
 from tieback.reward_model.scoring import RewardScorer
 
@@ -173,7 +173,7 @@ def main() -> None:
     margins = held_out_margins(scorer, held_out)
     if state.is_main_process:
         scorer.model.config.save_pretrained(args.output_dir)
-        plot_calibration(margins, Path(args.output_dir) / "calibration.png")
+        write_calibration(margins, args.output_dir)
     metrics = report(held_out, margins)
     metrics |= {f"{name}/train": entry for name, entry in last_logged(history, "loss", "accuracy").items()}
     metrics |= {"num_pairs/train": len(train), "num_pairs/held_out": len(held_out)}

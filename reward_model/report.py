@@ -4,12 +4,15 @@ Everything here works on margins, score(chosen) − score(rejected), one a pair.
 the chosen response is preferred with probability σ(margin).
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+_CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,21 @@ def margin_by_annotator(margins: Sequence[float], annotators: Sequence[str]) -> 
     """Mean margin of each annotator's pairs, in alphabetical order."""
     values, names = np.asarray(margins, dtype=float), np.asarray(annotators)
     return {str(name): float(values[names == name].mean()) for name in np.unique(names)}
+
+
+def write_calibration(margins: Sequence[float], folder: str | Path, num_bins: int = 10) -> None:
+    """Write the reliability diagram into a folder: `calibration.json`, which `read_calibration` reads, and the picture."""
+    bins = [asdict(part) for part in calibration_bins(margins, num_bins)]
+    Path(folder, _CALIBRATION).write_text(json.dumps(bins, indent=2) + "\n", encoding="utf-8")
+    plot_calibration(margins, Path(folder, "calibration.png"), num_bins)
+
+
+def read_calibration(folder: str | Path) -> list[CalibrationBin]:
+    """What `write_calibration` has left in a folder; nothing where it has not."""
+    path = Path(folder, _CALIBRATION)
+    if not path.is_file():
+        return []
+    return [CalibrationBin(**part) for part in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def plot_calibration(margins: Sequence[float], path: str | Path, num_bins: int = 10) -> None:

@@ -10,6 +10,7 @@ from tieback.pipeline.report.curves import curve, line_chart, logged_names, read
 from tieback.pipeline.report.examples import examples_html
 from tieback.pipeline.report.html_parts import escape
 from tieback.pipeline.report.page import Report, render
+from tieback.reward_model.report import CalibrationBin
 
 HOSTILE = (
     "\"><script>alert(1)</script><img src=x onerror=alert(2)>'</style></td>&amp;<!-- ]]> javascript:alert(3)"
@@ -93,9 +94,7 @@ def make_report(**changes):
 
 
 @pytest.fixture
-def hostile_report(tmp_path):
-    figure = tmp_path / f"{HOSTILE.replace('/', '')}.png"
-    figure.write_bytes(b"not really a picture")
+def hostile_report():
     return make_report(
         pairs=[
             pair(prompt=HOSTILE),
@@ -109,7 +108,6 @@ def hostile_report(tmp_path):
         prompts_name=HOSTILE,
         histories={"ppo": [{"step": step, HOSTILE: step, "$\\frac{": step} for step in range(4)]},
         stage_metrics={HOSTILE: {HOSTILE: 1.0}},
-        reward_figures=[figure],
         settings={HOSTILE: {HOSTILE: HOSTILE}},
         versions={HOSTILE: HOSTILE},
     )
@@ -119,7 +117,7 @@ def test_hostile_text_is_shown_and_does_nothing(hostile_report):
     page = Page(render(hostile_report))
     assert page.tags.count("script") == 1
     assert page.scripts == [OWN_SCRIPT]
-    assert page.tags.count("img") == 1  # the figure
+    assert "img" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     shown = "".join(page.text)
     # Prompts twice and more, two responses, judge, prompts' name, stage, metric, setting, version, curve.
@@ -383,13 +381,12 @@ def test_a_chart_says_in_words_what_it_shows():
     assert "<desc>kl/ref: 0.5 at iteration 1, 2 at 8; between 0.5 and 3.</desc>" in rest
 
 
-def test_every_chart_and_picture_of_the_page_has_a_text(tmp_path):
-    (tmp_path / "calibration.png").write_bytes(b"png")
-    html = render(make_report(reward_figures=[tmp_path / "calibration.png"]))
+def test_every_chart_of_the_page_has_a_text():
+    html = render(make_report(calibration=[CalibrationBin(0.2, 0.3, 9), CalibrationBin(0.8, 0.7, 9)]))
+    assert "<desc>held-out pairs: 0.3 at predicted probability 0.2, 0.7 at 0.8; between 0.3 and 0.7." in html
     charts = re.findall(r"<svg[^>]*>(?:<title>[^<]+</title><desc>[^<]+</desc>)?", html)
     assert charts
     assert all('role="img"' in chart and chart.endswith("</desc>") for chart in charts)
-    assert all("alt=" in image for image in re.findall(r"<img[^>]*>", html))
 
 
 def test_the_log_is_read_from_the_folder_or_its_newest_checkpoint(tmp_path):

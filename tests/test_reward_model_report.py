@@ -11,7 +11,8 @@ from tieback.reward_model.report import (
     expected_calibration_error,
     margin_by_annotator,
     pair_accuracy,
-    plot_calibration,
+    read_calibration,
+    write_calibration,
 )
 
 
@@ -71,8 +72,10 @@ def test_margin_by_annotator():
     assert list(margins) == ["al", "zoe"]
 
 
-def test_plot_is_an_image(tmp_path):
-    plot_calibration([0.5, -0.2, 1.5], tmp_path / "calibration.png")
+def test_calibration_is_written_as_figures_and_as_an_image(tmp_path):
+    assert read_calibration(tmp_path) == []
+    write_calibration([0.5, -0.2, 1.5], tmp_path)
+    assert read_calibration(tmp_path) == calibration_bins([0.5, -0.2, 1.5])
     image = matplotlib.image.imread(tmp_path / "calibration.png")
     assert min(image.shape[:2]) > 300
     assert image.std() > 0.01

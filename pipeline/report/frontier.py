@@ -101,4 +101,4 @@ def _frontier_table(frontier: Sequence[dict[str, float]]) -> str:
         f"<tr><td>best of {int(point['n'])}</td>{''.join(f'<td>{number(point[name], 2)}</td>' for name in names)}</tr>"
         for point in frontier
     )
-    return f'<div class="scroll"><table><thead><tr><th scope="col">SFT</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll"><table class="frontier"><thead><tr><th scope="col">SFT</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -9,6 +9,7 @@ from tieback.cli.errors import UsageError
 from tieback.pipeline.report.curves import read_events, read_log
 from tieback.pipeline.report.human import human_figures
 from tieback.pipeline.report.page import Report, render
+from tieback.reward_model.report import read_calibration
 
 STAGES = ("sft", "collect", "reward", "ppo")
 _FACTS = "report.json"
@@ -81,7 +82,7 @@ def gather(folder: Path) -> Report:
             for stage, path in stages.items()
             if (path / "metrics.json").is_file()
         },
-        reward_figures=sorted(stages["reward"].glob("*.png")),
+        calibration=read_calibration(stages["reward"]),
         settings={stage: _read_settings(path) for stage, path in {**stages, "evaluate": folder}.items()},
         versions=facts["versions"],
         num_examples=facts["num_examples"],

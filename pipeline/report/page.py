@@ -21,6 +21,7 @@ from tieback.pipeline.report.training import (
     ppo_html,
     tie_back_html,
 )
+from tieback.reward_model.report import CalibrationBin
 
 _STYLE = Path(__file__).with_name("style.css")
 _SCRIPT = Path(__file__).with_name("sort.js")
@@ -74,7 +75,7 @@ class Report:
         pong_history: as `histories`, of a Pong run; empty where there is none.
         histories: `log_history` of the trainings, by stage (`sft`, `reward`, `ppo`).
         stage_metrics: metrics.json of the earlier stages, by stage.
-        reward_figures: PNG files of the reward-model report.
+        calibration: of the reward model; empty where it was not kept.
         settings: what the recipe and the command line of each stage set, by stage.
         versions: library versions.
         num_examples: pairs to draw at random.
@@ -94,7 +95,7 @@ class Report:
     pong_history: Sequence[dict[str, Any]] = ()
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stage_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    reward_figures: Sequence[Path] = ()
+    calibration: Sequence[CalibrationBin] = ()
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     num_examples: int = 8
@@ -117,7 +118,7 @@ def render(report: Report) -> str:
         reward_against_kl_html(
             ppo_history, report.frontier, report.reward_name, report.metrics, _judged_by_gold(report.settings)
         ),
-        earlier_stages_html(report.histories, report.reward_figures, report.stage_metrics, report.ranked_by),
+        earlier_stages_html(report.histories, report.calibration, report.stage_metrics, report.ranked_by),
         costs_html(report.stage_metrics | {"evaluate": report.metrics}),
         tie_back_html(ppo_history, report.pong_history),
         _settings(report),

@@ -1,13 +1,12 @@
 """The page's charts: PPO's curves, the stages before it, and the same diagnostics of Pong."""
 
-import base64
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tieback.pipeline.report.curves import Curve, curve, line_chart, logged_names
 from tieback.pipeline.report.html_parts import escape, number, plain_table
+from tieback.reward_model.report import CalibrationBin
 
 History = Sequence[dict[str, Any]]
 
@@ -75,11 +74,11 @@ def _where_time_went(history: History) -> str:
 
 def earlier_stages_html(
     histories: dict[str, list[dict[str, Any]]],
-    reward_figures: Sequence[Path],
+    calibration: Sequence[CalibrationBin],
     stage_metrics: dict[str, dict[str, float]],
     ranked_by: str,
 ) -> str:
-    """Losses of SFT and of the reward model, the pictures of its report, and every stage's figures.
+    """Losses of SFT and of the reward model, its calibration, and every stage's figures.
 
     `ranked_by` says in words who ranked the pairs that the reward model learnt from.
     """
@@ -87,7 +86,7 @@ def earlier_stages_html(
         _chart(histories.get(stage, []), "loss", label, "", "step", "nats")
         for stage, label in (("sft", "SFT loss"), ("reward", "Reward-model loss"))
     )
-    pictures = "".join(_picture(path) for path in reward_figures)
+    charts += _calibration_html(calibration)
     reward = stage_metrics.get("reward", {})
     bias = (
         f"<p>On held-out pairs the reward model prefers what {escape(ranked_by)} preferred in "
@@ -100,10 +99,27 @@ def earlier_stages_html(
         f"<h3><code>{escape(stage)}/metrics.json</code></h3>{plain_table({k: f'{v:.4g}' for k, v in metrics.items()})}"
         for stage, metrics in stage_metrics.items()
     )
-    if not (charts or pictures or tables):
+    if not (charts or tables):
         return ""
     details = f"<details><summary>Figures of the earlier stages</summary>{tables}</details>" if tables else ""
-    return f'<h2>SFT and the reward model</h2>{bias}<div class="charts">{charts}{pictures}</div>{details}'
+    return f'<h2>SFT and the reward model</h2>{bias}<div class="charts">{charts}</div>{details}'
+
+
+def _calibration_html(bins: Sequence[CalibrationBin]) -> str:
+    """Of held-out pairs: the share that is preferred against the probability that the reward model gives it."""
+    if len(bins) < 2:
+        return ""
+    predicted, observed = (tuple(getattr(part, name) for part in bins) for name in ("predicted", "observed"))
+    chart = line_chart(
+        [Curve("held-out pairs", predicted, observed), Curve("perfectly calibrated", (0.0, 1.0), (0.0, 1.0))],
+        "Calibration of the reward model",
+        "predicted probability",
+        "share preferred",
+    )
+    return (
+        "<figure><figcaption><b>Calibration of the reward model</b>, held-out pairs; dashed: perfect</figcaption>"
+        f"{chart}</figure>"
+    )
 
 
 def _left_out_html(reward: dict[str, float]) -> str:
@@ -160,12 +176,3 @@ def _chart(history: History, name: str, label: str, note: str, x_label: str, y_l
         note += " held-out"
     chart = line_chart(curves, label, x_label, y_label)
     return f"<figure><figcaption><b>{escape(label)}</b> {note}</figcaption>{chart}</figure>"
-
-
-def _picture(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    name = escape(path.stem.replace("_", " "))
-    return (
-        f'<figure><figcaption><b>Reward model: {name}</b></figcaption><img alt="Reward model: {name}" '
-        f'src="data:image/png;base64,{data}"></figure>'
-    )
