@@ -82,7 +82,8 @@ def curves_of(items: Sequence[Item], seed: int, args: argparse.Namespace) -> Cur
         curves[order] = {}
         newest = None
         for count in counts:
-            rest = [item for item in pool if item not in shown]
+            seen = {item.item_id for item in shown}
+            rest = [item for item in pool if item.item_id not in seen]
             if order != "random" and newest is not None:
                 rest = most_uncertain_first(rest, [str(newest)])
             shown += rest[: count - len(shown)]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from datasets import Dataset
@@ -51,6 +52,7 @@ from tieback.pipeline.trainer.models import CriticSource, base_of_adapter
 from tieback.reward_model.adapter import base_of
 from tieback.reward_model.scoring import RewardScorer
 
+PEAK = "memory/peak"
 # Iterations over which metrics.json averages the end of the run.
 LAST = 10
 
@@ -275,14 +277,15 @@ def hold_out(prompts: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
 
 
 def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """Means of the training metrics over the last iterations that were logged."""
+    """Means of the training metrics over the last iterations that were logged, of those that have them; memory's peak is the greatest."""
     entries = [entry for entry in log_history if "policy/loss" in entry][-LAST:]
     names = (
         [name for name in entries[-1] if "/" in name or name in ("kl_coef", "grad_norm", "tokens_per_second")]
         if entries
         else []
     )
-    return {name: sum(entry[name] for entry in entries if name in entry) / len(entries) for name in names}
+    values = {name: [entry[name] for entry in entries if name in entry] for name in names}
+    return {name: max(of) if name == PEAK else fmean(of) for name, of in values.items()}
 
 
 if __name__ == "__main__":

@@ -354,3 +354,15 @@ def test_the_same_files_in_another_folder_are_the_same_run(
     shutil.copytree(interrupted, output)
     run(home, output, *KILLED)
     assert json.loads((output / "metrics.json").read_text())["train/iterations"] == 2
+
+
+def test_the_last_figures_are_means_of_what_was_logged_and_the_peak_of_memory() -> None:
+    log = [
+        {"step": step, "policy/loss": float(step), "memory/peak": 100.0 * step, "epoch": 1.0}
+        | ({} if step == 12 else {"reward/half": 2.0})
+        for step in range(1, 14)
+    ]
+    found = ppo.last_metrics([*log, {"step": 13, "eval_reward/mean": 1.0}])
+    # A figure that was not finite in one iteration is not in its line.
+    assert found == {"policy/loss": 8.5, "memory/peak": 1300.0, "reward/half": 2.0}
+    assert ppo.last_metrics([]) == {}

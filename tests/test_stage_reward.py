@@ -94,7 +94,7 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
     stock = AutoModelForSequenceClassification.from_pretrained(folder)
     assert stock.config.reward_bias == reward_bias(model) != 0
     assert (folder / "calibration.png").stat().st_size > 1000
-    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 90
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_identical_pairs_are_dropped_and_counted_after_truncation_too(run_dir):
     metrics = run(run_dir, "--max_length", "100")
     assert metrics["num_pairs/dropped_identical"] == 1
     assert metrics["num_pairs/dropped_identical_after_truncation"] == 2
-    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 90
+    assert metrics["num_pairs/train"] + metrics["num_pairs/held_out"] == 60
 
 
 def test_demonstrations_are_the_chosen_responses_where_none_are_named(run_dir):
