@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from tieback.cli.errors import UsageError
 from tieback.pipeline.trainer.sharded_tensors import gathered
 from tieback.ppo_core import PPOHyperparameters, head_over_bins
-from tieback.reward_model.head import Fp32Linear, reward_head
+from tieback.reward_model.head import Fp32Linear, is_binned, reward_head
 
 
 def start_of_head(
@@ -43,6 +43,8 @@ def set_bins(critic: PreTrainedModel, hyper: PPOHyperparameters, source: str) ->
     Raises:
         UsageError: see `start_of_head`.
     """
+    if hyper.value_bins is None and not is_binned(critic.config):
+        return
     old = reward_head(critic)
     with gathered(old.parameters()):
         weight = start_of_head(
