@@ -57,17 +57,27 @@ def load_rows(
         raise DataError(f"max_rows is {max_rows}; it must be at least 1.")
     if name in WORLDS:
         return Rows(WORLDS[name].load_split(kind, split, max_rows, seed))
+    records = read_source(name, split, config, max_rows)
+    rows, dropped = convert(records[:max_rows], kind, name)
+    return Rows(_dataset(rows, name), dict(dropped))
+
+
+def read_source(
+    name: str, split: str = "train", config: str | None = None, max_rows: int | None = None
+) -> list[Record]:
+    """Rows as they stand in a local file, or in a data set of the hub (see `load_rows`).
+
+    Raises:
+        DataError: it cannot be read.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"{name} is a folder: name the file in it.")
-    if path.is_file():
-        if config is not None:
-            raise DataError(f"{name}: a file has no configurations; leave out {config!r}.")
-        records = _slice(read_file(path), split, name)
-    else:
-        records = _hub_records(name, config, split, max_rows)
-    rows, dropped = convert(records[:max_rows], kind, name)
-    return Rows(_dataset(rows, name), dict(dropped))
+    if not path.is_file():
+        return _hub_records(name, config, split, max_rows)
+    if config is not None:
+        raise DataError(f"{name}: a file has no configurations; leave out {config!r}.")
+    return _slice(read_file(path), split, name)
 
 
 def _slice(records: list[Record], split: str, name: str) -> list[Record]:

@@ -3,6 +3,7 @@
     python -m pipeline.label --responses runs/helpdesk/collect/responses.jsonl --output preferences.jsonl
     python -m pipeline.label --compare runs/helpdesk/evaluate/samples.jsonl --output comparisons.jsonl
     python -m pipeline.label --responses ... --output preferences.jsonl --summary
+    python -m pipeline.label --responses ... --output preferences.jsonl --push_to_hub me/rankings
 
 Needs the extra `label`. Writes preference rows that `pipeline/reward.py --dataset_name preferences.jsonl` reads as they
 are and, beside them, `preferences.judgements.jsonl`: the log of everything that was said, which is only appended to.
@@ -34,7 +35,13 @@ class LabelArguments:
         }
     )
     responses: str | None = field(
-        default=None, metadata={"help": "File of responses to rank, as pipeline/collect.py writes it."}
+        default=None,
+        metadata={
+            "help": "File of responses to rank, as pipeline/collect.py writes it, or a hub data set with the columns `prompt` and `responses`."
+        },
+    )
+    responses_split: str = field(
+        default="train", metadata={"help": "Split of the responses ('train[:500]', say)."}
     )
     compare: list[str] | None = field(
         default=None,
@@ -79,6 +86,13 @@ class LabelArguments:
         default=False,
         metadata={"help": "Print agreement, counts, times and biases instead of serving the page."},
     )
+    push_to_hub: str | None = field(
+        default=None,
+        metadata={
+            "help": "Upload pairs and judgements to this data set of the hub (owner/name), with a data card, instead of serving the page. Annotators become numbers, notes are left out."
+        },
+    )
+    hub_private: bool = field(default=True, metadata={"help": "Make that data set private, where it is new."})
     overlap: float = field(
         default=0.1,
         metadata={
@@ -171,17 +185,25 @@ def main() -> None:
             f"{' and '.join(missing)} must be installed: `pip install 'tieback[label]'` (in a checkout, `make setup`)."
         )
     (args,) = parse_flags(LabelArguments, "python -m pipeline.label")
-    if not args.summary:
+    if not (args.summary or args.push_to_hub):
         check_address(args.host, args.port)
     output = Path(args.output)
     items = (
-        read_responses(Path(args.responses))
+        read_responses(args.responses, args.responses_split)
         if args.responses
         else read_comparisons(*map(Path, args.compare or ()))
     )
     known = read_known(Path(args.gold)) if args.gold else []
     guidelines = None if args.guidelines is None else read_guidelines(Path(args.guidelines))
     log = open_log(output)
+    if args.push_to_hub:
+        from tieback.pipeline.labelling.agreement import judgement_figures
+        from tieback.pipeline.labelling.publishing import push
+
+        judgements = list(log.judgements.values())
+        figures = judgement_figures(items, judgements, known)
+        print(f"{output} → {push(args.push_to_hub, output, items, judgements, figures, args.hub_private)}")
+        return
     if args.summary:
         from tieback.pipeline.labelling.agreement import agreement_matrix, judgement_figures
         from tieback.pipeline.labelling.strengths import strengths

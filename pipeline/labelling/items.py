@@ -14,6 +14,7 @@ from tieback.data.conversations import check_prompt
 from tieback.data.errors import DataError, fault
 from tieback.data.files import Record, read_file
 from tieback.data.rankings import check_ranking
+from tieback.data.sources import read_source
 
 SYSTEMS = ("sft", "ppo")
 
@@ -43,18 +44,22 @@ def content_hash(prompt: Any, responses: Sequence[str]) -> str:
     return hashlib.sha256(shown.encode()).hexdigest()
 
 
-def read_responses(path: Path) -> list[Item]:
+def read_responses(source: str | Path, split: str = "train") -> list[Item]:
     """Read `responses.jsonl`; prompts with less than two different responses are left out, as nothing can be ranked.
+
+    Args:
+        source: the file, or a data set of the hub with the columns `prompt` and `responses`.
+        split: of the data set.
 
     Raises:
         DataError: a row is not one of responses, two rows are the same, or none is left.
     """
     items = []
-    for where, row in read_file(path):
+    for where, row in read_source(str(source), split):
         check_ranking(row, where)
         if len(set(row["responses"])) > 1:
             items.append(Item(content_hash(row["prompt"], row["responses"]), row))
-    return _distinct(path, items)
+    return _distinct(source, items)
 
 
 def read_known(path: Path) -> list[Item]:
@@ -138,8 +143,8 @@ def _response(record: Record, system: str) -> str:
     return side["response"]
 
 
-def _distinct(path: Path, items: list[Item]) -> list[Item]:
+def _distinct(source: str | Path, items: list[Item]) -> list[Item]:
     """The items, each once: rows that say the same are one item."""
     if not items:
-        raise DataError(f"{path}: no row holds two different responses, so there is nothing to compare.")
+        raise DataError(f"{source}: no row holds two different responses, so there is nothing to compare.")
     return list({item.item_id: item for item in items}.values())
