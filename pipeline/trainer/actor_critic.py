@@ -30,7 +30,7 @@ class ActorCritic(nn.Module):
     """Policy and critic in one module, so that one engine, one optimiser and one checkpoint hold both.
 
     The trainer knows of its weights what this class says of them. Another kind of critic (see `critics`) is a subclass
-    with its own `score_tokens`, `models_with_layers`, `units`, `trained_parameters`, `_save_critic` and `_load_critic`.
+    with its own `score_tokens`, `critic_bias`, `models_with_layers`, `units`, `trained_parameters`, `_save_critic` and `_load_critic`.
 
     Args:
         policy: causal language model, or one wrapped by PEFT.
