@@ -162,6 +162,7 @@ def test_a_restored_collector_plays_real_numbers_again():
     assert torch.equal(found.returns, expected.returns)
 
 
+@pytest.mark.slow
 def test_it_finds_the_best_actions_and_the_deviation_that_an_entropy_bonus_asks_for():
     """With reward −½|a − a*|² and weight c of the entropy, −½σ² + c·log σ is greatest at σ = √c, around a*(x)."""
     torch.manual_seed(0)
