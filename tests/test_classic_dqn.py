@@ -114,6 +114,7 @@ class Corridor(VectorEnv):
         return np.eye(2, dtype=np.float32)[self.place], rewards, terminated, truncated, {}
 
 
+@pytest.mark.slow
 def test_it_learns_the_values_of_a_corridor_with_truncated_episodes():
     torch.manual_seed(0)
     network = q_network((1.0, 1.0), 2)

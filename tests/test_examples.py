@@ -14,6 +14,7 @@ from tieback.pipeline.scorers import load_reward_scorer
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_the_loop_in_one_file_learns_to_count() -> None:
     source = (EXAMPLES / "ppo_loop.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) < 120

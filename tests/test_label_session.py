@@ -262,6 +262,7 @@ def start_judging(tmp_path, annotator):
     )
 
 
+@pytest.mark.slow
 def test_two_servers_share_a_log_and_one_may_be_killed(tmp_path):
     responses_file(tmp_path, count=120)
     killed, other = start_judging(tmp_path, "ada"), start_judging(tmp_path, "bob")

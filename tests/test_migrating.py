@@ -108,6 +108,7 @@ def test_only_what_the_table_lists_differs_between_the_scripts() -> None:
     assert keywords(before) - keywords(after), "the scripts are the same"
 
 
+@pytest.mark.slow
 def test_the_script_after_the_renames_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tok = toy.tokenizer()
     for name, model in (("sft", toy.brief_policy(tok)), ("reward", toy.reward_model(tok))):

@@ -95,6 +95,7 @@ def test_ppo_on_a_model_of_the_hub(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads((made / "adapter_config.json").read_text())["base_model_name_or_path"] == NAME
 
 
+@pytest.mark.slow
 def test_all_stages_on_a_model_of_the_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (arguments,) = parse_flags(RlhfArguments, "tieback rlhf", readme_command("tieback rlhf")[2:])
     for command in commands(arguments, []):
