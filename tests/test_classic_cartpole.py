@@ -34,6 +34,7 @@ def test_returns_are_those_of_first_episodes():
     assert episode_returns(make_env(1), physics_policy, seed=0)[0] == good[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
 def test_it_learns_to_balance_for_ever(algorithm, tmp_path):
     arguments, settings = parse(
