@@ -70,7 +70,7 @@ gridworld cartpole pong:
 test: $(STAMP) ## the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -q
 
-test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (twenty minutes)
+test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (forty to fifty minutes)
 	$(BIN)/python -m pytest -q -m 'slow and not long and not vllm'
 
 test-slow: $(STAMP) ## all tests, those of many minutes too

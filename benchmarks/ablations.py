@@ -19,6 +19,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.helpdesk_stage import run_stage
+from benchmarks.pages import add_page_flags, replace_table
 from benchmarks.side_by_side import Figures, machine, tell
 from tieback.pipeline.report.curves import read_log
 from tieback.pipeline.report.judging import Evaluation, evaluations
@@ -71,11 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--iterations", type=int, default=80, help="of PPO (80, as the recipe has)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of PPO (0 1 2)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each training (2)")
-    parser.add_argument("--page", help="Markdown page whose table is replaced")
-    parser.add_argument("--plot", help="file for the picture")
-    parser.add_argument("--json", help="file for the figures")
+    add_page_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -137,21 +134,6 @@ def table(found: Mapping[str, Sequence[Training]], args: argparse.Namespace) -> 
         )
         lines.append(f"| {name} | {judge} ({lowest} to {highest}) | {reward} | {kl} | {explained} |")
     return "\n".join(lines)
-
-
-def replace_table(page: Path, text: str) -> None:
-    """Put `text` between the two marks of a page.
-
-    Raises:
-        SystemExit: the page has no such marks.
-    """
-    parts = re.split(r"(<!-- table -->\n|\n<!-- end of table -->)", page.read_text(encoding="utf-8"))
-    if len(parts) != 5:
-        sys.exit(
-            f"{page}: one line `<!-- table -->` and one `<!-- end of table -->` must stand around the table."
-        )
-    parts[2] = text
-    page.write_text("".join(parts), encoding="utf-8")
 
 
 def draw(found: Mapping[str, Sequence[Training]], path: Path) -> None:

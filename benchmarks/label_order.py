@@ -21,8 +21,8 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from benchmarks.ablations import replace_table
 from benchmarks.helpdesk_stage import run_stage
+from benchmarks.pages import add_page_flags, replace_table
 from benchmarks.side_by_side import Figures, machine, tell
 from tieback.data.helpdesk import annotate, gold_totals
 from tieback.data.rankings import ranking_to_pairs
@@ -51,11 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of items, annotator and training (0 1 2)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time (1)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each training (2)")
-    parser.add_argument("--page", help="Markdown page whose table is replaced")
-    parser.add_argument("--plot", help="file for the picture")
-    parser.add_argument("--json", help="file for the figures")
+    add_page_flags(parser)
     return parser.parse_args(argv)
 
 

@@ -134,7 +134,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "settings.json"
     if not path.is_file():
         raise UsageError(f"{folder} has no run to resume ({path.name} is missing): start without --resume.")
-    known = {item.name for kind in (PongArguments, PongPPOArguments) for item in fields(kind)} - _FREE
+    known = {
+        item.name for kind in (PongArguments, PongPPOArguments) for item in fields(kind) if item.init
+    } - _FREE
     return {name: value for name, value in json.loads(path.read_text()).items() if name in known}
 
 

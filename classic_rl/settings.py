@@ -38,6 +38,11 @@ class PPOArguments(PPOHyperparameters):
     anneal_ent_coef: bool = field(
         default=False, metadata={"help": "Let ent_coef fall to 0 with the learning rate."}
     )
+    # No flags of a game, which has no reference policy, and whose critic gives one number.
+    kl_loss_coef: float = field(default=0.0, init=False)
+    kl_loss_estimator: str = field(default="k3", init=False)
+    value_bins: int | None = field(default=None, init=False)
+    value_range: float = field(default=10.0, init=False)
     value_clip_range: float | None = new_default(PPOHyperparameters, "value_clip_range", None)
     vf_coef: float = new_default(PPOHyperparameters, "vf_coef", 0.5)
     gamma: float = new_default(PPOHyperparameters, "gamma", 0.99)
@@ -46,14 +51,6 @@ class PPOArguments(PPOHyperparameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "total_steps", "num_envs", "num_steps")
-        if self.kl_loss_coef:
-            raise UsageError(
-                "kl_loss_coef holds a policy to a reference, which a game has none of: leave it at 0."
-            )
-        if self.value_bins is not None:
-            raise UsageError(
-                "value_bins is for language models; the critic of a game gives one number: leave it out."
-            )
         if self.steps_per_iteration % self.num_minibatches:
             raise UsageError(
                 f"num_envs {self.num_envs} x num_steps {self.num_steps} = {self.steps_per_iteration} steps a rollout "

@@ -196,24 +196,22 @@ def main() -> None:
     known = read_known(Path(args.gold)) if args.gold else []
     guidelines = None if args.guidelines is None else read_guidelines(Path(args.guidelines))
     log = open_log(output)
-    if args.push_to_hub:
-        from tieback.pipeline.labelling.agreement import judgement_figures
-        from tieback.pipeline.labelling.publishing import push
+    if args.summary or args.push_to_hub:
+        from tieback.pipeline.labelling.agreement import agreement_matrix, judgement_figures
 
         judgements = list(log.judgements.values())
         figures = judgement_figures(items, judgements, known)
-        print(f"{output} → {push(args.push_to_hub, output, items, judgements, figures, args.hub_private)}")
-        return
-    if args.summary:
-        from tieback.pipeline.labelling.agreement import agreement_matrix, judgement_figures
-        from tieback.pipeline.labelling.strengths import strengths
-        from tieback.pipeline.labelling.summary import print_summary
+        if args.summary:
+            from tieback.pipeline.labelling.strengths import strengths
+            from tieback.pipeline.labelling.summary import print_summary
 
-        judgements = list(log.judgements.values())
-        compared = strengths(items, judgements) if args.compare and len(args.compare) > 1 else []
-        print_summary(
-            judgement_figures(items, judgements, known), agreement_matrix(items, judgements), compared
-        )
+            compared = strengths(items, judgements) if args.compare and len(args.compare) > 1 else []
+            print_summary(figures, agreement_matrix(items, judgements), compared)
+        if args.push_to_hub:
+            from tieback.pipeline.labelling.publishing import push
+
+            address = push(args.push_to_hub, output, items, judgements, figures, args.hub_private)
+            print(f"{output} → {address}")
         return
     if args.uncertain_to:
         # Only here: it brings in the trainers, which take seconds to import.

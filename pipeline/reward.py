@@ -60,7 +60,7 @@ from tieback.reward_model.head import (
     reward_bias,
     set_reward_bias,
 )
-from tieback.reward_model.reliability import Agreement, agreement_with_others, unreliable
+from tieback.reward_model.reliability import Agreement, agreement_with_others
 from tieback.reward_model.report import (
     expected_calibration_error,
     margin_by_annotator,
@@ -232,7 +232,7 @@ def load_pairs(sources: list[str], data_args: RewardArguments, seed: int) -> Row
 def without_unreliable(
     rows: Rows, least_agreement: float | None, source: str
 ) -> tuple[Rows, dict[str, Agreement]]:
-    """The rows without those of annotators who agree too rarely with others, and the agreement of all who share pairs.
+    """The rows without those of annotators who agree too rarely with others, and the agreement of all of whom it is known.
 
     Raises:
         UsageError: there are no annotators to tell apart, or nobody would be left.
@@ -246,7 +246,7 @@ def without_unreliable(
             "Leave it out."
         )
     agreements = agreement_with_others(rows.dataset)
-    out = unreliable(agreements, least_agreement)
+    out = [name for name, agreement in agreements.items() if agreement.share < least_agreement]
     kept = rows.dataset.filter(lambda annotator: annotator not in out, input_columns="annotator")
     if not len(kept):
         raise UsageError(
@@ -257,7 +257,8 @@ def without_unreliable(
         for name in out:
             share, shared = agreements[name]
             print(f"left out: {name}, who orders {share:.0%} of {shared} shared pairs as most others do")
-    return Rows(kept, {**rows.dropped, "unreliable": len(rows.dataset) - len(kept)}), agreements
+    dropped = {**rows.dropped, "unreliable": len(rows.dataset) - len(kept)}
+    return Rows(kept, dropped), agreements
 
 
 def start_model(

@@ -3,7 +3,7 @@
 The values are bins, evenly spaced from −R to R; the critic's value is their mean under its softmax. A return between two
 bins is a target that is split between them such that its mean is the return ("two-hot": Schrittwieser et al. 2020, "Mastering
 Atari, Go, chess and shogi by planning with a learned model", appendix F; Hafner et al. 2023, arXiv 2301.04104; for critics of
-large networks Farebrother et al. 2024, "Stop Regressing", arXiv 2403.03950). A target is linear in the return, so that the
+large networks Farebrother et al. 2024, "Stop Regressing", arXiv 2403.03950). The mean of a target is its return, so that the
 best fit to returns that vary has their mean as its value, as the squared error's has; but no return has a gradient that grows
 with its distance.
 

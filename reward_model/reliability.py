@@ -22,7 +22,7 @@ class Agreement(NamedTuple):
 
 
 def agreement_with_others(rows: Iterable[Mapping[str, Any]]) -> dict[str, Agreement]:
-    """For each annotator who has ordered a pair that others have: the agreement with the majority of them.
+    """For each annotator who has ordered MIN_SHARED_PAIRS pairs that others have: the agreement with the majority of them.
 
     Args:
         rows: preference pairs with `prompt`, `chosen`, `rejected` and `annotator`; one without an annotator is left out.
@@ -43,13 +43,5 @@ def agreement_with_others(rows: Iterable[Mapping[str, Any]]) -> dict[str, Agreem
     return {
         annotator: Agreement(sum(alike) / len(alike), len(alike))
         for annotator, alike in sorted(outcomes.items())
+        if len(alike) >= MIN_SHARED_PAIRS
     }
-
-
-def unreliable(agreements: Mapping[str, Agreement], least: float) -> list[str]:
-    """Annotators with an agreement below `least`, of those that it is known of (MIN_SHARED_PAIRS)."""
-    return [
-        annotator
-        for annotator, (share, pairs) in agreements.items()
-        if pairs >= MIN_SHARED_PAIRS and share < least
-    ]

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import ablations, memory_estimate, overoptimization, side_by_side
+from benchmarks import ablations, memory_estimate, overoptimization, pages, side_by_side
 from benchmarks.pong_learning import Run, figures_of, mean_curve
 from benchmarks.side_by_side import ours, peer, take_turns, tell
 from tieback.pipeline.ppo import PPOArguments
@@ -228,7 +228,7 @@ def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: P
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
     for _ in range(2):  # it can be written again
-        ablations.replace_table(page, ablations.table(found, args))
+        pages.replace_table(page, ablations.table(found, args))
     text = page.read_text()
     assert "old" not in text
     assert "| recipe | 0.70 (0.60 to 0.80) | 0.20 | 2.00 | 0.35 |" in text
@@ -236,7 +236,7 @@ def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: P
     assert text.endswith("|\n<!-- end of table -->\nafter\n")
     page.write_text("no marks")
     with pytest.raises(SystemExit, match=r"page\.md: one line `<!-- table -->`"):
-        ablations.replace_table(page, "")
+        pages.replace_table(page, "")
     ablations.draw(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 

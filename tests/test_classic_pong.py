@@ -246,8 +246,8 @@ def test_a_run_is_not_overwritten_and_a_resume_keeps_to_its_settings(tmp_path):
     [
         (["--resume"], "no run to resume"),
         (["--num_minibatches", "7"], "do not divide into num_minibatches 7"),
-        (["--value_bins", "51"], "value_bins is for language models"),
-        (["--kl_loss_coef", "0.1"], "kl_loss_coef holds a policy to a reference"),
+        (["--value_bins", "51"], "--value_bins"),
+        (["--kl_loss_coef", "0.1"], "--kl_loss_coef"),
         (["--eval_episodes", "0"], "eval_episodes"),
         (["--num_envs", "0"], "num_envs must be at least 1"),
     ],

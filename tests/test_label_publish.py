@@ -128,6 +128,10 @@ def test_what_cannot_be_pushed_is_said_and_nothing_is_lost(judged, hub, tmp_path
     ):
         run(judged, "--push_to_hub", "me/rankings")
     assert (judged / "preferences.jsonl").read_bytes() == before
+    (kept,) = judged.glob("preferences.guidelines-*.md")
+    kept.unlink()
+    with pytest.raises(UsageError, match=r"preferences\.guidelines-\w+\.md is missing, the guidelines"):
+        run(judged, "--push_to_hub", "me/rankings")
     empty = tmp_path_factory.mktemp("empty")
     responses_file(empty)
     with pytest.raises(UsageError, match=r"has no preference pairs to push: judge some items first"):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tieback.reward_model.reliability import MIN_SHARED_PAIRS, Agreement, agreement_with_others, unreliable
+from tieback.reward_model.reliability import MIN_SHARED_PAIRS, Agreement, agreement_with_others
 
 
 def pair(number: int, chosen: str, rejected: str, annotator: str | None) -> dict:
@@ -14,26 +14,27 @@ def pair(number: int, chosen: str, rejected: str, annotator: str | None) -> dict
 
 
 def test_each_is_held_against_the_majority_of_the_others() -> None:
+    alike = range(MIN_SHARED_PAIRS)
+    apart = range(MIN_SHARED_PAIRS, 3 * MIN_SHARED_PAIRS)
     rows = [
-        *(pair(0, "a", "b", name) for name in ("ann", "bob", "cat")),
-        *(pair(1, "a", "b", name) for name in ("ann", "bob")),
-        pair(1, "b", "a", "cat"),
+        *(pair(number, "a", "b", name) for number in alike for name in ("ann", "bob", "cat")),
         # The others of ann are divided, and so are those of bob; cat's are at one.
-        *(pair(2, "a", "b", name) for name in ("ann", "bob")),
-        pair(2, "b", "a", "cat"),
-        pair(3, "a", "b", "ann"),  # shared with nobody
-        pair(4, "a", "b", None),
+        *(pair(number, "a", "b", name) for number in apart for name in ("ann", "bob")),
+        *(pair(number, "b", "a", "cat") for number in apart),
+        pair(100, "a", "b", "ann"),  # shared with nobody
+        pair(101, "a", "b", None),
     ]
     found = agreement_with_others(rows)
-    # ann: pair 0 alike, of pairs 1 and 2 bob says yes and cat no.
-    assert found == {"ann": Agreement(1.0, 1), "bob": Agreement(1.0, 1), "cat": Agreement(1 / 3, 3)}
+    once, thrice = MIN_SHARED_PAIRS, 3 * MIN_SHARED_PAIRS
+    assert found == {
+        "ann": Agreement(1.0, once),
+        "bob": Agreement(1.0, once),
+        "cat": Agreement(1 / 3, thrice),
+    }
     assert agreement_with_others(rows[::-1]) == found
-
-
-def test_one_is_unreliable_below_the_share_and_never_on_few_pairs() -> None:
-    few, many = MIN_SHARED_PAIRS - 1, MIN_SHARED_PAIRS
-    agreements = {"a": Agreement(0.59, many), "b": Agreement(0.6, many), "c": Agreement(0.1, few)}
-    assert unreliable(agreements, 0.6) == ["a"]
+    # One pair fewer, and nothing is said of ann and bob.
+    fewer = [row for row in rows if row["prompt"][0]["content"] != "Question 0?"]
+    assert list(agreement_with_others(fewer)) == ["cat"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,4 +46,5 @@ def test_who_guesses_is_found_among_those_who_mostly_know(seed: int) -> None:
         for name in rng.sample(sorted(know), 3):
             right = rng.random() < know[name]
             rows.append(pair(number, *(("good", "bad") if right else ("bad", "good")), name))
-    assert unreliable(agreement_with_others(rows), 0.65) == ["guesses"]
+    agreements = agreement_with_others(rows)
+    assert [name for name, agreement in agreements.items() if agreement.share < 0.65] == ["guesses"]

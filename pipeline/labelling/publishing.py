@@ -81,7 +81,7 @@ def write_dataset(
     """Write what `push` uploads into a folder; `datasets.load_dataset(folder)` gives the preference pairs.
 
     Raises:
-        UsageError: there are no preference pairs.
+        UsageError: there are no preference pairs, or guidelines that judgements name are missing.
     """
     pairs = [row for _, row in read_file(output)] if output.is_file() and output.stat().st_size else []
     if not pairs:
@@ -102,8 +102,12 @@ def write_dataset(
     _write_rows(folder / JUDGEMENTS, (_row(each, by_id[each.item_id], aliases) for each in known))
     guidelines = sorted({each.guidelines for each in known if each.guidelines is not None})
     for version in guidelines:
-        text = output.with_suffix(f".guidelines-{version}.md").read_text(encoding="utf-8")
-        (folder / f"guidelines-{version}.md").write_text(text, encoding="utf-8")
+        kept = output.with_suffix(f".guidelines-{version}.md")
+        if not kept.is_file():
+            raise UsageError(
+                f"{kept} is missing, the guidelines that some judgements name: put the file back, from where the page was served."
+            )
+        (folder / f"guidelines-{version}.md").write_text(kept.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "README.md").write_text(card(len(pairs), known, figures, guidelines), encoding="utf-8")
 
 
