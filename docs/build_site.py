@@ -6,6 +6,7 @@ make docs
 import shutil
 from pathlib import Path
 
+from nbconvert import MarkdownExporter
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +48,20 @@ def main() -> None:
     if sphinx_build([*options, "-c", str(ROOT / "docs"), str(SOURCES), str(OUTPUT)]):
         raise SystemExit("The site was not built: see the warnings above.")
     shutil.copytree(ROOT / "build" / "reference", OUTPUT / "reference")
+    _write_course_as_markdown()
     (OUTPUT / "index.html").write_text(FIRST_PAGE, encoding="utf-8")
     print(f"The site: {OUTPUT / 'index.html'}")
+
+
+def _write_course_as_markdown() -> None:
+    """Each notebook as plain Markdown, with its pictures beside it, for whoever reads in an editor."""
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        folder = OUTPUT / "course" / notebook.stem
+        folder.mkdir(parents=True)
+        text, resources = MarkdownExporter().from_filename(str(notebook))
+        (folder / "index.md").write_text(text, encoding="utf-8")
+        for name, picture in resources["outputs"].items():
+            (folder / name).write_bytes(picture)
 
 
 if __name__ == "__main__":

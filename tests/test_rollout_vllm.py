@@ -1,6 +1,7 @@
 """vLLM as sampler: its weights are the policy's, it draws from the policy's distribution, and PPO trains and resumes with it."""
 
 import copy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import LlamaForCausalLM
 from tieback.cli.errors import UsageError
 from tieback.pipeline.rollout.sampler import Completion, Sampler, TransformersSampler, make_sampler
 from tieback.pipeline.rollout.settings import RolloutSettings
+from tieback.pipeline.rollout.texts import encode_prompts
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.rollout.vllm_sampler import VLLMSampler, merged_weights
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
@@ -95,7 +97,7 @@ def test_without_vllm_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", sys)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=None, SamplingParams=None))
     with pytest.raises(UsageError, match="needs max_prompt_length"):
         make_sampler(settings(max_prompt_length=None), TOK, None, CPU)
     with pytest.raises(UsageError, match=r"takes no temperature below 0.01, got 0.005"):
@@ -103,7 +105,7 @@ def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UsageError, match="generation_kwargs are arguments of Transformers"):
         make_sampler(settings(), TOK, None, CPU, None, {"cache_implementation": "static"})
     made = make_sampler(settings(), TOK, None, CPU)
-    with pytest.raises(UsageError, match="A prompt has 21 tokens, more than max_prompt_length=20"):
+    with pytest.raises(UsageError, match=r"A prompt has 21 tokens and up to 8 .* room for .* = 28"):
         made.sample([[5], [5] * 21])
     with pytest.raises(UsageError, match=r"does not take TrainableTokensWrapper \(.*embed_tokens\)"):
         made.sync(lora(trainable_token_indices=[3]))
@@ -204,6 +206,27 @@ def test_temperature_ends_lengths_and_seeds() -> None:
 
 
 @pytest.mark.vllm
+def test_the_engines_memory_is_given_back_with_the_sampler() -> None:
+    # In a process of its own: it is the first import of vLLM that may hold what it was called from.
+    script = """
+import gc, weakref
+import test_rollout_vllm as here
+policy = here.POLICIES["tied"]()
+sampler = here.sampler_of(policy, here.settings())
+assert len(sampler.sample(here.PROMPTS)) == 4
+runner = sampler._engine.llm_engine.model_executor.driver_worker.model_runner
+kept = [weakref.ref(thing) for thing in (sampler, runner.get_model(), runner.kv_caches[0])]
+del sampler, runner
+gc.collect()
+assert [thing() for thing in kept] == [None] * 3
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.vllm
 def test_an_engine_leaves_no_trace_in_the_random_numbers_of_the_process() -> None:
     policy = toy.policy(TOK, **SIZE)
     state = torch.get_rng_state()
@@ -262,6 +285,24 @@ def test_ppo_samples_from_the_newest_weights_and_resumes_bit_for_bit(tmp_path: P
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     torch.testing.assert_close(toy.weights(resumed.model), toy.weights(straight.model), rtol=0, atol=0)
     assert toy.iteration_logs(resumed)[2:] == logs[2:]
+
+
+@pytest.mark.vllm
+def test_a_rollout_function_takes_its_turns_by_vllm(tmp_path: Path) -> None:
+    longest = max(map(len, encode_prompts(toy.prompts()["prompt"], TOK, {})))
+    run = trainer(
+        tmp_path,
+        rollout_func=toy.two_turns,
+        max_completion_length=14,
+        max_prompt_length=longest,  # less than the second turn starts from
+        importance_sampling="token",
+    )
+    run.train()
+    logs = toy.iteration_logs(run)
+    assert len(logs) == 4
+    for entry in logs:
+        assert entry["rollout/logprob_gap_max"] < 1e-5
+        assert entry["rollout/importance_weight_mean"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.vllm

@@ -87,7 +87,7 @@ def test_a_run_to_its_end_leaves_models_and_figures(home: Path, straight: dict[s
     assert straight["metrics"]["train/iterations"] == STEPS
     assert straight["metrics"]["num_prompts/train"] == 24
     assert straight["moments"]["count"] == 8 * STEPS
-    assert {"reward/reward", "reward/slow", "reward/mean", "kl/ref", "policy/entropy"} <= set(
+    assert {"reward/reward_model", "reward/slow", "reward/mean", "kl/ref", "policy/entropy"} <= set(
         straight["metrics"]
     )
     start = load_file(home / "sft" / "model.safetensors")

@@ -332,7 +332,7 @@ def test_a_trainer_can_be_made_of_folders_alone(tmp_path: Path) -> None:
         tmp_path, str(tmp_path / "reward"), model=str(tmp_path / "sft"), value_model=str(tmp_path / "reward")
     )
     trainer.train()
-    assert "reward/reward" in trainer.state.log_history[0]
+    assert "reward/reward_model" in trainer.state.log_history[0]
     expected = RewardScorer(load_reward_model(tmp_path / "reward"), tok).score(
         trainer._last_rollout.rollout.prompts, trainer._last_rollout.rollout.completions
     )

@@ -9,6 +9,7 @@ from tieback.cli.errors import UsageError
 from tieback.pipeline.report.curves import read_events, read_log
 from tieback.pipeline.report.human import human_figures
 from tieback.pipeline.report.page import Report, render
+from tieback.pipeline.scorers import folder_reward_name
 from tieback.reward_model.report import read_calibration
 
 STAGES = ("sft", "collect", "reward", "ppo")
@@ -75,7 +76,7 @@ def gather(folder: Path) -> Report:
         histories={stage: read_log(path) for stage, path in stages.items()},
         pong_history=read_events(folder / facts["pong"]),
         frontier=facts["frontier"],
-        reward_name=stages["reward"].name,
+        reward_name=folder_reward_name(stages["reward"]),
         ranked_by=_ranked_by(stages),
         stage_metrics={
             stage: _read_json(path / "metrics.json")

@@ -90,7 +90,7 @@ class Report:
     human: dict[str, float] = field(default_factory=dict)
     rounds: Sequence[dict[str, float]] = ()
     frontier: Sequence[dict[str, float]] = ()
-    reward_name: str = "reward"
+    reward_name: str = "reward_model"
     ranked_by: str = "the ranking"
     pong_history: Sequence[dict[str, Any]] = ()
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

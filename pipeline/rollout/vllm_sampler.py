@@ -8,6 +8,7 @@ leaves dtype and compilation to vLLM. So the engine is vLLM's own `LLM` here.
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ _LOWEST_TEMPERATURE = 0.01
 class VLLMSampler:
     """Samples by an engine of vLLM, which holds a second copy of the policy's weights.
 
-    The engine is made at the first `sync`, from the policy's configuration alone. Random numbers are those of the process.
+    The engine is made at the first `sync`, from the policy's configuration alone; its memory is given back with the sampler.
+    Random numbers are those of the process.
 
     Args:
         settings: of the rollout; max_prompt_length is set.
@@ -53,7 +55,7 @@ class VLLMSampler:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
-            import vllm
+            vllm = _import_vllm()
         except ImportError as error:
             raise UsageError(
                 "sampler: vllm is not installed. pip install 'tieback[vllm]' into an environment of its own; for a CPU "
@@ -70,6 +72,7 @@ class VLLMSampler:
         self.end_ids = end_ids
         self.device = device
         self.settings = settings
+        self._room = settings.max_prompt_length + settings.max_completion_length
         self._vllm = vllm
         self._engine: Any = None
         self._stop_ids: list[int] = []
@@ -102,21 +105,23 @@ class VLLMSampler:
         """Sample one completion for each prompt (see `Sampler.sample`); the log-probabilities are always there.
 
         Raises:
-            UsageError: a prompt is longer than max_prompt_length, or the engine fails.
+            UsageError: a prompt and what may be sampled are longer than vLLM has room for, or the engine fails.
         """
         longest = max(map(len, prompt_ids))
-        if longest > (self.settings.max_prompt_length or 0):
+        max_tokens = min(
+            self.settings.max_completion_length, max_length or self.settings.max_completion_length
+        )
+        # Of a rollout function a prompt is all turns so far.
+        if longest + max_tokens > self._room:
             raise UsageError(
-                f"A prompt has {longest} tokens, more than max_prompt_length={self.settings.max_prompt_length}, for which "
-                "vLLM has room."
+                f"A prompt has {longest} tokens and up to {max_tokens} are to follow, but vLLM has room for "
+                f"max_prompt_length + max_completion_length = {self._room}."
             )
         if seed is not None:
             torch.manual_seed(seed)
         parameters = self._vllm.SamplingParams(
             temperature=self.settings.temperature,
-            max_tokens=min(
-                self.settings.max_completion_length, max_length or self.settings.max_completion_length
-            ),
+            max_tokens=max_tokens,
             stop_token_ids=self._stop_ids,
             ignore_eos=True,  # end_ids has it, where it is to end anything
             logprobs=0,
@@ -157,7 +162,7 @@ class VLLMSampler:
                 load_format="dummy",  # weights come from memory
                 skip_tokenizer_init=True,
                 dtype=str(dtype).removeprefix("torch."),
-                max_model_len=(self.settings.max_prompt_length or 0) + self.settings.max_completion_length,
+                max_model_len=self._room,
                 gpu_memory_utilization=self.settings.vllm_gpu_memory_utilization,
                 enforce_eager=kind == "cpu",  # to compile takes a minute there
                 logprobs_mode="processed_logprobs",  # those of the distribution that is drawn from
@@ -168,6 +173,23 @@ class VLLMSampler:
                 else None,
                 seed=0,  # without effect: a seed of the process rules
             )
+
+
+def _import_vllm() -> Any:
+    """Import vLLM with what is used of it, in a thread.
+
+    Something that it imports keeps an exception, and by its frames all that stands below them on the stack: here that would be
+    the trainer, its models and the engine, for as long as the process lives.
+    """
+
+    def load() -> Any:
+        import vllm
+
+        _ = vllm.LLM, vllm.SamplingParams  # which are imported when they are first asked for
+        return vllm
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(load).result()
 
 
 def merged_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
