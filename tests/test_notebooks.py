@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 SMALL = {
     "1_gridworld": "EPISODES = 300",
     "2_cartpole": "TOTAL_STEPS, EVALUATION_EPISODES = 6_000, 4",
-    "3_pong": "TOTAL_STEPS, EVALUATION_GAMES, CARTPOLE_STEPS = 6_000, 2, 4_096",
+    "3_pong": "TOTAL_STEPS, EVALUATION_GAMES, CARTPOLE_STEPS = 6_000, 2, 8_192",
     "4_rlhf": 'RECIPE, RUN = "smoke", "run"',
 }
 

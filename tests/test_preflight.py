@@ -61,8 +61,8 @@ def test_a_sound_run_passes_and_leaves_nothing_behind(
     assert found.pop("status") == 0
     assert Verdict.FAILED not in found.values()
     assert {name for name, verdict in found.items() if verdict == Verdict.PASSED} >= {
-        "memory", "held-out prompts", f"preferences of {tmp_path / 'reward'}", "scores of reward",
-        "scores of reward, alone and among others", "scores of slow, alone and among others",
+        "memory", "held-out prompts", f"preferences of {tmp_path / 'reward'}", "scores of reward_model",
+        "scores of reward_model, alone and among others", "scores of slow, alone and among others",
         "sampling against scoring", "critic", "time",
     }  # fmt: skip
     assert files_of(tmp_path) == before
@@ -109,7 +109,7 @@ def test_a_reward_model_whose_scores_depend_on_company_and_prompts_that_evaluate
     found = verdicts_of(tmp_path, monkeypatch)
     assert found["status"] == 1
     assert found["held-out prompts"] == Verdict.FAILED
-    assert found["scores of reward, alone and among others"] == Verdict.FAILED
+    assert found["scores of reward_model, alone and among others"] == Verdict.FAILED
     assert found["scores of slow, alone and among others"] == Verdict.PASSED
 
 

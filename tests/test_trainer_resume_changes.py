@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,7 +164,9 @@ def test_scores_by_token_are_another_run(home: Path, tmp_path: Path) -> None:
 def test_a_changed_setting_is_refused_by_name_before_anything_is_computed(
     home: Path, tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", sys)  # no engine is made
+    monkeypatch.setitem(
+        sys.modules, "vllm", SimpleNamespace(LLM=None, SamplingParams=None)
+    )  # no engine is made
     trainer = without_compute(toy.ppo_trainer(tmp_path, **(BEFORE | {setting: MATTERS[setting]})))
     with pytest.raises(UsageError, match=rf"\W{setting} was .+, is .+\)?\.") as refused:
         resume(trainer, home)
