@@ -110,8 +110,9 @@ docs: $(STAMP) ## the site, into build/site/: all documents, searchable, and the
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/build_site.py
 
+# The variables keep the logs of libraries, which learners do not have or need, out of the outputs.
 course: $(STAMP) ## run the notebooks anew, and keep their outputs (35 minutes)
-	rm -rf notebooks/runs
+	@test ! -e notebooks/runs || { echo "error: notebooks/runs holds the trainings of an earlier run, which would not be run anew: move or remove it." >&2; exit 1; }
 	DS_ACCELERATOR=cpu XDG_RUNTIME_DIR=$$(mktemp -d) PYTHONWARNINGS="ignore:IProgress not found" $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove .venv, build/ and caches (runs/ is yours to remove)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
+from nbconvert.writers import FilesWriter
 from sphinx.cmd.build import main as sphinx_build
 
 ROOT = Path(__file__).parents[1]
@@ -56,12 +57,9 @@ def main() -> None:
 def _write_course_as_markdown() -> None:
     """Each notebook as plain Markdown, with its pictures beside it, for whoever reads in an editor."""
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        folder = OUTPUT / "course" / notebook.stem
-        folder.mkdir(parents=True)
         text, resources = MarkdownExporter().from_filename(str(notebook))
-        (folder / "index.md").write_text(text, encoding="utf-8")
-        for name, picture in resources["outputs"].items():
-            (folder / name).write_bytes(picture)
+        writer = FilesWriter(build_directory=str(OUTPUT / "course" / notebook.stem))
+        writer.write(text, resources, notebook_name="index")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     make course                                          # trains into notebooks/runs/course
     python docs/take_pictures.py notebooks/runs/course
 
-Needs a finished run with saved rollouts (`rollout_dir`, here <run>/rollouts) and Debian's Chromium.
+Needs a finished run with saved rollouts (`rollout_dir`, here <run>/rollouts) and Debian's Chromium. A second folder takes the
+pictures in the place of docs/images/.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,18 +21,20 @@ from tieback.pipeline.label import open_log
 from tieback.pipeline.labelling.items import Item, read_comparisons, read_responses
 from tieback.pipeline.labelling.page import build_page, open_page
 from tieback.pipeline.labelling.session import Session
-from tieback.pipeline.rollout_files import saved_iterations
+from tieback.pipeline.replay import page as replay_page
+from tieback.pipeline.rollout_files import read_rollout, saved_iterations
 
 IMAGES = Path(__file__).parent / "images"
 # Of a palette: a page has few colours, and the file is a quarter.
 COLOURS = 64
 
 
-def main(run_dir: Path) -> None:
+def main(run_dir: Path, images: Path) -> None:
     """Take all of them.
 
     Args:
         run_dir: of a finished run.
+        images: folder to write into.
     """
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -40,16 +42,16 @@ def main(run_dir: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         report = _page(browser, (run_dir / "evaluate" / "report.html").resolve().as_uri(), height=720)
-        _save(report, "report.png")
-        replay = _page(browser, _replayed(run_dir / "rollouts").as_uri(), height=720)
-        _save(
-            replay.locator("section.pair").nth(1), "replay.png"
-        )  # the lowest score, where there is most to see
+        _save(report, images / "report.png")
+        replay = browser.new_page(viewport={"width": 1000, "height": 720}, color_scheme="light")
+        replay.set_content(_replayed(run_dir / "rollouts"))
+        # The second completion is that of the lowest score, where there is most to see.
+        _save(replay.locator("section.pair").nth(1), images / "replay.png")
         responses = read_responses(run_dir / "collect" / "responses.jsonl")[:400]
         with _served(responses) as url:
-            _save(_ranking(browser, url), "label.png")
+            _save(_ranking(browser, url), images / "label.png")
         with _served(read_comparisons(run_dir / "evaluate" / "samples.jsonl"), side_by_side=True) as url:
-            _save(_labelling(browser, url, height=395), "compare.png")
+            _save(_labelling(browser, url, height=395), images / "compare.png")
         browser.close()
 
 
@@ -59,22 +61,12 @@ def _page(browser: Browser, url: str, height: int) -> Page:
     return page
 
 
-def _replayed(rollouts: Path) -> Path:
+def _replayed(rollouts: Path) -> str:
     """The page of an iteration in the middle, where answers still differ."""
     numbers = saved_iterations(rollouts)
     if not numbers:
         raise SystemExit(f"error: {rollouts} has no rollouts: run ppo with --rollout_dir {rollouts}.")
-    output = Path(tempfile.mkdtemp()) / "replay.html"
-    iteration = numbers[len(numbers) // 2]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "tieback.pipeline.replay", str(rollouts)),
-            *("--iteration", str(iteration), "--output", str(output)),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return output
+    return replay_page(read_rollout(rollouts, numbers[len(numbers) // 2]), [])
 
 
 @contextmanager
@@ -106,8 +98,7 @@ def _ranking(browser: Browser, url: str) -> Page:
     return page
 
 
-def _save(shown: Page | Locator, name: str) -> None:
-    path = IMAGES / name
+def _save(shown: Page | Locator, path: Path) -> None:
     shown.screenshot(path=path)
     with Image.open(path) as picture:
         picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -115,4 +106,6 @@ def _save(shown: Page | Locator, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks/runs/course"))
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit("usage: python docs/take_pictures.py RUN [FOLDER]")
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else IMAGES)

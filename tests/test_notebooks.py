@@ -1,12 +1,16 @@
 """The course: each notebook is shipped with its outputs, and runs from its first cell to its last."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 # What stands in the place of the cell tagged `parameters`: the same course in seconds.
@@ -52,3 +56,18 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert before == set(re.findall(r"[A-Z_]{2,}", SMALL[name]))
     parameters.source = SMALL[name]
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    if name == "4_rlhf" and shutil.which("chromium"):
+        take_pictures(tmp_path / "run", tmp_path)
+
+
+def take_pictures(run_dir: Path, images: Path) -> None:
+    """The pictures of the documents, of the run that the notebook leaves behind."""
+    script = FOLDER.parent / "docs" / "take_pictures.py"
+    subprocess.run([sys.executable, str(script), str(run_dir), str(images)], check=True)
+    for picture in ("report", "replay", "label", "compare"):
+        with (
+            Image.open(images / f"{picture}.png") as taken,
+            Image.open(script.parent / "images" / f"{picture}.png") as shown,
+        ):
+            assert abs(taken.width - shown.width) < 30
+            assert len(taken.getcolors()) > 5

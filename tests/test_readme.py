@@ -64,7 +64,7 @@ def what_make_runs(command: str) -> list[str]:
         line
         for line in printed.splitlines()
         if re.search(
-            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/|notebooks/\*",
+            r"pipeline/\w+\.py|-m pipeline\.|-m benchmarks\.|benchmarks/peers|-vllm-cpu|tieback rlhf|tieback preflight|classic_rl|pytest|ruff|mypy|lint-imports|tensorboard|docs/|jupyter execute",
             line,
         )
     ]
