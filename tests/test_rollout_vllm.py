@@ -12,7 +12,6 @@ import pytest
 import test_optimum as language
 import torch
 import toy
-from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -24,7 +23,6 @@ from tieback.pipeline.rollout.texts import encode_prompts
 from tieback.pipeline.rollout.token_scores import completion_logprobs, pack_sequences
 from tieback.pipeline.rollout.vllm_sampler import VLLMSampler, merged_weights
 from tieback.pipeline.trainer.ratio_checks import SelfCheckError
-from tieback.pipeline.trainer.sharding import check_backend
 
 CPU = torch.device("cpu")
 TOK = toy.tokenizer()
@@ -113,21 +111,6 @@ def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     quantised.get_base_model().is_quantized = True
     with pytest.raises(UsageError, match="does not take a quantised policy"):
         made.sync(quantised)
-
-
-def test_a_sharded_policy_is_refused_when_the_trainer_is_made() -> None:
-    plugin = SimpleNamespace(
-        fsdp_version=2, cpu_ram_efficient_loading=False, state_dict_type="FULL_STATE_DICT"
-    )
-    accelerator: Any = SimpleNamespace(
-        distributed_type=DistributedType.FSDP,
-        is_fsdp2=True,
-        mixed_precision="no",
-        state=SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=None),
-    )
-    check_backend(accelerator, "transformers")
-    with pytest.raises(UsageError, match="which FSDP and ZeRO-3 shard"):
-        check_backend(accelerator, "vllm")
 
 
 def test_a_sampler_that_tells_its_log_probabilities_is_held_against_scoring(

@@ -9,7 +9,6 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -103,20 +102,24 @@ def make_config(world: World) -> LlamaConfig:
 
 
 def make_policy(world: World) -> PreTrainedModel:
-    """A policy of random weights, whose head has a bias on the EOS token that sets how long completions are."""
+    """A policy of random weights whose EOS token has the same chance whatever came before, which sets the lengths.
+
+    A channel of its states is a constant: embeddings have it and no layer adds to it. The head's row of EOS reads that
+    channel alone. (A bias would do as well, but engines have no Llama with one.)
+    """
     torch.manual_seed(0)
-    config = make_config(world)
-    model = LlamaForCausalLM(config)
-    head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
-    head.weight.data.copy_(model.lm_head.weight.data)
-    head.bias.data.zero_()
-    model.lm_head = head
-    bias = -30.0
-    if world.mean_length is not None:
-        ids = torch.randint(FIRST_WORD, world.vocab_size, (8, 32))
-        with torch.no_grad():
-            bias = float(model(ids).logits.logsumexp(-1).mean()) - math.log(world.mean_length - 1)
-    head.bias.data[EOS] = bias
+    model = LlamaForCausalLM(make_config(world))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 3.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
+        model.lm_head.weight[EOS] = 0.0
+        states = model.model(torch.randint(FIRST_WORD, world.vocab_size, (8, 32))).last_hidden_state
+        logit = -30.0
+        if world.mean_length is not None:
+            logit = float(model.lm_head(states).logsumexp(-1).mean()) - math.log(world.mean_length - 1)
+        model.lm_head.weight[EOS, 0] = logit / states[..., 0].mean()
     return model
 
 

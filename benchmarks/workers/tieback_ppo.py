@@ -1,4 +1,4 @@
-"""Iterations of our `PPOTrainer`: `tieback_ppo.py WORLD DTYPE THREADS CRITIC`."""
+"""Iterations of our `PPOTrainer`: `tieback_ppo.py WORLD DTYPE THREADS CRITIC [SAMPLER]`."""
 
 import sys
 import tempfile
@@ -35,7 +35,12 @@ class Timed(PPOTrainer):
 
 
 def make_trainer(
-    world: World, dtype: str, critic: str, folder: str, trainer_class: type[Timed] = Timed
+    world: World,
+    dtype: str,
+    critic: str,
+    folder: str,
+    trainer_class: type[Timed] = Timed,
+    sampler: str = "transformers",
 ) -> Timed:
     """Our trainer on the models and prompts of a case."""
     policy, reward_model = make_policy(world), make_classifier(world, 2)
@@ -55,6 +60,8 @@ def make_trainer(
             num_ppo_epochs=PPO_EPOCHS,
             max_steps=1000,
             max_completion_length=world.max_completion_length,
+            sampler=sampler,
+            max_prompt_length=world.prompt_lengths[1] if sampler == "vllm" else None,
             temperature=1.0,
             learning_rate=1e-6,
             critic=critic,
@@ -74,7 +81,8 @@ def main() -> None:
     """Train for as many turns as there are."""
     torch.set_num_threads(int(sys.argv[3]))
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(world_named(sys.argv[1]), sys.argv[2], sys.argv[4], folder).train()
+        sampler = sys.argv[5] if len(sys.argv) > 5 else "transformers"
+        make_trainer(world_named(sys.argv[1]), sys.argv[2], sys.argv[4], folder, sampler=sampler).train()
 
 
 if __name__ == "__main__":

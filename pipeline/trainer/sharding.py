@@ -29,11 +29,11 @@ from tieback.pipeline.trl_internals import (
 from tieback.reward_model.head import Fp32Linear
 
 
-def check_backend(accelerator: Accelerator, sampler: str) -> None:
-    """Refuse the backends that PPO, or what samples for it, has not been made to work with.
+def check_backend(accelerator: Accelerator) -> None:
+    """Refuse the backends that PPO has not been made to work with.
 
     Raises:
-        UsageError: FSDP 1, Megatron-LM, fp16, a sharded policy for vLLM, or a way of loading or saving sharded models that loses weights.
+        UsageError: FSDP 1, Megatron-LM, fp16, or a way of loading or saving sharded models that loses weights.
     """
     backend = accelerator.distributed_type
     if backend == DistributedType.MEGATRON_LM:
@@ -59,10 +59,6 @@ def check_backend(accelerator: Accelerator, sampler: str) -> None:
             raise UsageError(
                 "Checkpoints hold whole models: set zero3_save_16bit_model to true in the Accelerate configuration."
             )
-    if sampler == "vllm" and (backend == DistributedType.FSDP or is_zero3(accelerator)):
-        raise UsageError(
-            "sampler: vllm needs the whole policy on each process, which FSDP and ZeRO-3 shard: set sampler: transformers."
-        )
     if accelerator.mixed_precision == "fp16":
         raise UsageError("fp16 is not supported: its loss scaler skips optimiser steps. Use bf16 or fp32.")
 
@@ -164,7 +160,7 @@ def _shard(
 def policy_for_generation(
     wrapped: nn.Module, accelerator: Accelerator, gradient_checkpointing_kwargs: dict | None
 ) -> Iterator[ActorCritic]:
-    """The actor-critic with its policy whole on each process, which may then generate for as long as it likes.
+    """The actor-critic with its policy whole on each process, which may then generate, or be copied, for as long as it likes.
 
     Processes sample different numbers of tokens, so that nothing may be gathered token by token.
     """
@@ -195,6 +191,7 @@ def _kept_whole_by_fsdp(policy: nn.Module, accelerator: Accelerator) -> Iterator
     units = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
     try:
         yield
     finally:

@@ -193,7 +193,7 @@ class PPOTrainer(RolloutTrainer):
         )
         # Processes sample differently; what they must agree on (prompt order, minibatches) has seeds of its own.
         set_seed((args.seed + self.accelerator.process_index) % 2**32)
-        check_backend(self.accelerator, args.sampler)
+        check_backend(self.accelerator)
         check_trained(trained, self.accelerator)
         if self.is_world_process_zero() and not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
