@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     }
     found = take_turns(workers, args.rounds, threads=args.threads)
     seconds = {name: of["cpu"] for name, of in found.items()}
-    # `python -m classic_rl.pong` computes in bf16 where the processor has it, and this is where it pays.
+    # `python -m classic_rl.pong` computes in what is faster on the processor.
     best = min(("fp32", "bf16"), key=lambda dtype: seconds[f"ours_{dtype}"])
     figures = {f"steps_per_second/{name}": STEPS / value for name, value in seconds.items()}
     for dtype in ("fp32", "bf16"):

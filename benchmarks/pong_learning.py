@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.side_by_side import Figures, tell, threads_of
 from tieback.classic_rl.checkpoints import list_checkpoints
+from tieback.cli.devices import has_fast_bf16
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _GOAL = 18.0
@@ -50,7 +51,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds (0 to 4)")
     parser.add_argument(
-        "--dtypes", nargs="+", choices=["bf16", "fp32"], default=["bf16"], help="what to compute in (bf16)"
+        "--dtypes",
+        nargs="+",
+        choices=["bf16", "fp32"],
+        default=["bf16" if has_fast_bf16(use_cpu=True) else "fp32"],
+        help="what to compute in (what is faster here: %(default)s)",
     )
     parser.add_argument(
         "--until", type=int, help="environment steps at which a run is stopped; not, where left out"

@@ -83,7 +83,7 @@ class PongArguments:
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Compute in bfloat16 where it is safe; if not given, where the machine is made for it."
+            "help": "Compute in bfloat16 where it is safe; if not given, where the machine is faster with it."
         },
     )
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})

@@ -85,7 +85,7 @@ class RunArguments:
 class StageParser(RecipeParser):
     """Reads the settings of a stage; the process group is made with those of it, before dataclasses ask for the device.
 
-    `bf16` may be `auto`: true where the device is made for it.
+    `bf16` may be `auto`: true where the device is faster with it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -93,7 +93,7 @@ class StageParser(RecipeParser):
         for action in self._actions:
             if action.dest == "bf16":
                 action.type = _bool_or_auto
-                action.help = f"{action.help} `auto`: where the device has instructions for it."
+                action.help = f"{action.help} `auto`: where the device is faster with it."
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse what the recipe and the command line set, and choose the device.

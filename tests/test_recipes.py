@@ -127,18 +127,26 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path) -> None:
     assert (args.kl_coef, args.output_dir) == (0.3, str(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", None])
-def test_bf16_auto_is_true_where_the_processor_has_instructions_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: str | None
+@pytest.mark.parametrize(
+    ("processor", "instructions", "fast"),
+    [
+        ("AMD EPYC", "avx512_bf16", True),
+        ("Intel Xeon", "amx_bf16", True),
+        ("Intel Xeon", "avx512_bf16", False),
+        ("AMD EPYC", "avx2", False),
+    ],
+)
+def test_bf16_auto_is_true_where_the_processor_is_faster_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processor: str, instructions: str, fast: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, str(instructions): True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor, instructions: True})
     argv = [*recipe(tmp_path, f"run_dir: {tmp_path}\nbf16: auto\n"), "--use_cpu"]
     run, _, args = parse_stage("ppo", PPO_TYPES, argv)
-    assert args.bf16 is run.recipe["bf16"] is (instructions is not None)
+    assert args.bf16 is run.recipe["bf16"] is fast
     _, _, args = parse_stage("ppo", PPO_TYPES, [*argv, "--bf16", "false"])
     assert args.bf16 is False
     _, _, args = parse_stage("ppo", PPO_TYPES, [*recipe(tmp_path, "bf16: false"), "--use_cpu", "--bf16=auto"])
-    assert args.bf16 is (instructions is not None)
+    assert args.bf16 is fast
 
 
 @pytest.mark.parametrize(
