@@ -191,7 +191,7 @@ def _kept_whole_by_fsdp(policy: nn.Module, accelerator: Accelerator) -> Iterator
     units = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
+        unit.unshard()  # now, for what reads the weights without a forward pass
     try:
         yield
     finally:
