@@ -7,7 +7,8 @@
 A Llama of 7.3M parameters with random weights (hidden 256, 6 layers, vocabulary 2,048) as policy, reference, critic and
 reward model; 64 prompts, 4 epochs, 1 minibatch. Both trainers have the same models, prompts, numbers of tokens and
 precision flag, and split a minibatch as they do by themselves (ours) or by 16 rows (TRL, whose setting it is). Trainers
-take turns, and CPU seconds of their one thread are compared, so that other load on the machine counts little.
+take turns, and CPU seconds of their one thread are compared, so that other load on the machine counts little. `generate/`
+are the seconds by the clock in which a trainer of ours sampled.
 """
 
 import argparse

@@ -9,6 +9,8 @@ import launching
 import pytest
 import yaml
 
+from benchmarks.side_by_side import ours, take_turns
+
 RECIPE = launching.ROOT / "pipeline" / "recipes" / "smoke"
 SAMPLER = ("--sampler", "vllm", "--max_prompt_length", "64")
 
@@ -66,3 +68,17 @@ def test_a_policy_that_is_sharded_is_handed_over_whole(
     assert metrics["train/iterations"] == 2
     assert metrics["kl/ref"] > 1e-3
     assert metrics["rollout/logprob_gap_max"] < 1e-4
+
+
+@pytest.mark.vllm
+def test_the_benchmarks_worker_does_an_iteration_with_vllm_as_its_sampler() -> None:
+    world = json.dumps({"rows": 16, "num_layers": 2})
+
+    def worker(sampler: str) -> list[str]:
+        return ours("tieback_ppo.py", world, "fp32", 1, "separate", sampler)
+
+    found = take_turns({"vllm": worker("vllm")}, rounds=1)["vllm"]
+    phases = [value for name, value in found.items() if name.startswith("time/")]
+    assert 0.9 < sum(phases) / found["wall"] < 1.01
+    with pytest.raises(RuntimeError, match="sampler must be transformers or vllm, got 'another'"):
+        take_turns({"another": worker("another")}, rounds=1)
