@@ -104,7 +104,7 @@ def train(folder: Path, items: Sequence[Item], seed: int, args: argparse.Namespa
 
 def judged(item: Item, seed: int) -> list[dict[str, object]]:
     """Pairs of one item, as the simulated annotator orders them."""
-    ranks, _ = annotate(gold_totals(item.row), seed, item.row["prompt_id"])
+    ((ranks, _),) = annotate(gold_totals(item.row), seed, item.row["prompt_id"])
     return ranking_to_pairs({**item.row, "ranks": ranks})
 
 

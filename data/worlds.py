@@ -14,6 +14,8 @@ class World(Protocol):
 
     # Columns of a prompt's row that the gold judge reads.
     JUDGED_COLUMNS: frozenset[str]
+    # Annotators that there are; so many can rank a prompt's responses.
+    NUM_ANNOTATORS: int
 
     def load_split(self, kind: Kind, split: str, max_rows: int | None, seed: int) -> Dataset:
         """Rows of a split in the format of `kind` (see `tieback.data.sources.load_rows`)."""
@@ -21,8 +23,10 @@ class World(Protocol):
     def gold_totals(self, row: dict[str, Any]) -> list[float]:
         """Gold score of each of a row's `responses`; the row has `JUDGED_COLUMNS`."""
 
-    def annotate(self, gold_totals: Sequence[float], seed: int, prompt_id: str) -> tuple[list[int], str]:
-        """Ranks (1 = best) of responses with these gold scores, and the name of the annotator who gave them."""
+    def annotate(
+        self, gold_totals: Sequence[float], seed: int, prompt_id: str, num_annotators: int
+    ) -> list[tuple[list[int], str]]:
+        """Of each of so many annotators the ranks (1 = best) of responses with these gold scores, and the name."""
 
 
 WORLDS: dict[str, World] = {"helpdesk": helpdesk}

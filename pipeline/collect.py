@@ -76,12 +76,18 @@ class CollectArguments(RolloutSettings):
     annotator: str = field(
         default="none",
         metadata={
-            "help": "Annotator: 'simulated' ranks help-desk responses by the gold judge, with a person's errors; 'none' leaves the ranking to people.",
+            "help": "Who ranks: 'simulated' ranks help-desk responses by the gold judge, with a person's errors; 'none' leaves the ranking to people.",
             "choices": ["simulated", "none"],
         },
     )
+    num_annotators: int = field(
+        default=1,
+        metadata={
+            "help": "With annotator 'simulated': number of annotators who each rank the responses to a prompt; the help desk has three. See reward's least_pair_agreement."
+        },
+    )
     seed: int = field(
-        default=0, metadata={"help": "Seed of the choice of prompts, the sampling and the annotator."}
+        default=0, metadata={"help": "Seed of the choice of prompts, the sampling and the annotators."}
     )
     ddp_timeout: int = field(
         default=1800,
@@ -90,8 +96,8 @@ class CollectArguments(RolloutSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_responses < 1 or self.batch_size < 1:
-            raise UsageError("num_responses and batch_size must be at least 1.")
+        if self.num_responses < 1 or self.batch_size < 1 or self.num_annotators < 1:
+            raise UsageError("num_responses, batch_size and num_annotators must be at least 1.")
         if self.annotator == "simulated" and self.num_responses < 2:
             raise UsageError("A ranking needs num_responses of 2 or more.")
 
@@ -125,7 +131,7 @@ def main() -> None:
         max_rows=args.max_rows,
         seed=args.seed,
     )
-    annotators = annotators_of(args.annotator, prompts, args.dataset_name)
+    annotators = annotators_of(args.annotator, args.num_annotators, prompts, args.dataset_name)
     prompts = with_prompt_ids(prompts, args.dataset_name)
     settings = sampling_settings(args, path) | {"prompts": rows_digest(prompts)}
     # Responses that nobody has ranked yet may be, by the annotator of this start.
@@ -161,7 +167,7 @@ def main() -> None:
         rows = response_files.read_rows(folder)
         metrics = response_figures(rows)
         if annotators is not None:
-            metrics |= rank_responses(rows, annotators, folder, args.seed)
+            metrics |= rank_responses(rows, annotators, args.num_annotators, folder, args.seed)
         metrics |= {f"num_prompts/{reason}": count for reason, count in counts.items()}
         metrics["collect/seconds"] = time.perf_counter() - started
         finish_stage("collect", folder, metrics, written)
@@ -179,11 +185,11 @@ def newest_policy(run: RunArguments) -> Path:
     return run.require("ppo", "metrics.json", run.round - 1).parent
 
 
-def annotators_of(annotator: str, prompts: Dataset, name: str | None) -> World | None:
+def annotators_of(annotator: str, num_annotators: int, prompts: Dataset, name: str | None) -> World | None:
     """World whose simulated annotators rank the responses to these prompts; None where nobody ranks them here.
 
     Raises:
-        UsageError: `annotator` is "simulated", and no world can judge the prompts.
+        UsageError: `annotator` is "simulated", and no world can judge the prompts, or has so many annotators.
     """
     if annotator == "none":
         return None
@@ -193,6 +199,10 @@ def annotators_of(annotator: str, prompts: Dataset, name: str | None) -> World |
         raise UsageError(
             f"annotator: simulated judges the prompts of a built-in world by columns of theirs ({known}), which {name} "
             "does not have. Set annotator: none, and let people rank the responses."
+        )
+    if num_annotators > world.NUM_ANNOTATORS:
+        raise UsageError(
+            f"num_annotators: {name} has {world.NUM_ANNOTATORS} simulated annotators, so not {num_annotators} to a prompt."
         )
     return world
 
@@ -274,15 +284,15 @@ def response_figures(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def rank_responses(
-    rows: list[dict[str, Any]], annotators: World, folder: Path, seed: int
+    rows: list[dict[str, Any]], annotators: World, num_annotators: int, folder: Path, seed: int
 ) -> dict[str, float]:
     """Have simulated annotators rank the responses, write `preferences.jsonl`, and return figures over the pairs."""
     golds = [annotators.gold_totals(row) for row in rows]
     pairs, agreements = [], []
     for row, totals in zip(rows, golds, strict=True):
-        ranks, annotator = annotators.annotate(totals, seed, row["prompt_id"])
-        pairs += ranking_to_pairs({**row, "ranks": ranks, "annotator": annotator})
-        agreements += agreement_with_gold(ranks, totals)
+        for ranks, annotator in annotators.annotate(totals, seed, row["prompt_id"], num_annotators):
+            pairs += ranking_to_pairs({**row, "ranks": ranks, "annotator": annotator})
+            agreements += agreement_with_gold(ranks, totals)
     response_files.write_rows(folder / "preferences.jsonl", pairs)
     figures: dict[str, float] = {
         "num_pairs": len(pairs),

@@ -14,7 +14,6 @@ Writes the model, its tokenizer, `calibration.png` (and .json) and metrics.json 
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +21,13 @@ from statistics import fmean
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from tieback.cli.errors import UsageError, run
-from tieback.data.sources import Rows, load_rows
+from tieback.data.sources import load_rows
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
@@ -43,6 +42,7 @@ from tieback.pipeline.model_loading import (
     model_kwargs,
     new_adapter,
 )
+from tieback.pipeline.preference_pairs import PairArguments, collected_pairs, pairs_to_learn_from
 from tieback.pipeline.progress import FirstStep, show_figures
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
@@ -60,7 +60,6 @@ from tieback.reward_model.head import (
     reward_bias,
     set_reward_bias,
 )
-from tieback.reward_model.reliability import Agreement, agreement_with_others
 from tieback.reward_model.report import (
     expected_calibration_error,
     margin_by_annotator,
@@ -72,17 +71,8 @@ from tieback.reward_model.scoring import RewardScorer
 
 @dataclass
 class RewardArguments:
-    """Pairs to learn from, and what the scores are centred on."""
+    """Pairs held out, what the scores are centred on, and how LoRA is written."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Source of the pairs: a local file or a hub data set; where not set, the pairs of this round and of those before it, as collect left them ranked (collect/preferences.jsonl) or people did (label/preferences.jsonl)."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    max_rows: int | None = field(default=None, metadata={"help": "Most pairs that are read of each round."})
     held_out_fraction: float = field(
         default=0.1, metadata={"help": "Share of the prompts whose pairs are held out for the report."}
     )
@@ -99,34 +89,20 @@ class RewardArguments:
         },
     )
     num_demonstrations: int = field(default=1000, metadata={"help": "Most demonstrations of them."})
-    least_agreement: float | None = field(
-        default=None,
-        metadata={
-            "help": "Leave out the pairs of annotators who order less than this share of the pairs that others ordered, too, as most of those do (0.6, say; told from 20 such pairs); nobody is left out where not set."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if self.least_agreement is not None and not 0 < self.least_agreement < 1:
-            raise UsageError(
-                f"least_agreement must be between 0 and 1, got {self.least_agreement}: a coin agrees in half of the pairs."
-            )
 
 
 def main() -> None:
     """Run the stage."""
     quiet_libraries()
-    run, data_args, resume_args, args, model_args = parse_stage(
-        "reward", (RunArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
+    run, pair_args, data_args, resume_args, args, model_args = parse_stage(
+        "reward", (RunArguments, PairArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
     )
     started = time.perf_counter()
     repository = claim_repository(args, run.recipe)
-    sources = [data_args.dataset_name] if data_args.dataset_name else collected_pairs(run)
+    sources = [pair_args.dataset_name] if pair_args.dataset_name else collected_pairs(run)
     start = folder_of(model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent))
     tokenizer = load_tokenizer(start, model_args.model_revision)
-    rows, agreements = without_unreliable(
-        load_pairs(sources, data_args, args.seed), data_args.least_agreement, " and ".join(sources)
-    )
+    rows, agreements = pairs_to_learn_from(sources, pair_args, args.seed)
     check_chat_template(tokenizer, rows.dataset[0], args.chat_template_path)
     set_seed(args.seed)
     model_args.lora_task_type = "SEQ_CLS"  # trains the head beside the adapter
@@ -185,80 +161,6 @@ def main() -> None:
     finish_stage("reward", args.output_dir, metrics, settings)
     publish(repository, args.output_dir)
     state.wait_for_everyone()
-
-
-def collected_pairs(run: RunArguments) -> list[str]:
-    """The pairs of this round and of those before: as collect left them ranked, else as people ranked them.
-
-    Raises:
-        UsageError: a round has none.
-    """
-    sources = []
-    for round in range(1, run.round + 1):
-        collected, labelled = (run.stage_dir(stage, round) for stage in ("collect", "label"))
-        by_people = labelled / "preferences.jsonl"
-        if (collected / "preferences.jsonl").is_file() or not (collected / "responses.jsonl").is_file():
-            sources.append(str(run.require("collect", "preferences.jsonl", round)))
-        elif by_people.is_file():
-            sources.append(str(by_people))
-        else:
-            raise UsageError(
-                f"The responses in {collected} are not ranked. Rank them with `python -m pipeline.label --responses "
-                f"{collected / 'responses.jsonl'} --output {by_people}` (or `make label`), or collect with annotator: "
-                "simulated, or name pairs that people made with --dataset_name (or `make reward DATA=...`)."
-            )
-    return sources
-
-
-def load_pairs(sources: list[str], data_args: RewardArguments, seed: int) -> Rows:
-    """The preference rows of all sources, one after the other."""
-    parts = [
-        load_rows(
-            source,
-            "preferences",
-            split=data_args.dataset_train_split,
-            config=data_args.dataset_config,
-            max_rows=data_args.max_rows,
-            seed=seed,
-        )
-        for source in sources
-    ]
-    dropped: Counter[str] = Counter()
-    for part in parts:
-        dropped.update(part.dropped)
-    return Rows(concatenate_datasets([part.dataset for part in parts]), dict(dropped))
-
-
-def without_unreliable(
-    rows: Rows, least_agreement: float | None, source: str
-) -> tuple[Rows, dict[str, Agreement]]:
-    """The rows without those of annotators who agree too rarely with others, and the agreement of all of whom it is known.
-
-    Raises:
-        UsageError: there are no annotators to tell apart, or nobody would be left.
-    """
-    if least_agreement is None:
-        return rows, {}
-    names = set(rows.dataset["annotator"]) if "annotator" in rows.dataset.column_names else set()
-    if len(names - {None}) < 2:
-        raise UsageError(
-            f"least_agreement compares annotators, and the pairs of {source} name {len(names - {None})} in a column `annotator`. "
-            "Leave it out."
-        )
-    agreements = agreement_with_others(rows.dataset)
-    out = [name for name, agreement in agreements.items() if agreement.share < least_agreement]
-    kept = rows.dataset.filter(lambda annotator: annotator not in out, input_columns="annotator")
-    if not len(kept):
-        raise UsageError(
-            f"least_agreement {least_agreement} leaves out all annotators of {source} ({', '.join(out)}): they order pairs in "
-            "opposite ways. Look at their judgements (`tieback label … --summary`), or lower it."
-        )
-    if PartialState().is_main_process:
-        for name in out:
-            share, shared = agreements[name]
-            print(f"left out: {name}, who orders {share:.0%} of {shared} shared pairs as most others do")
-    dropped = {**rows.dropped, "unreliable": len(rows.dataset) - len(kept)}
-    return Rows(kept, dropped), agreements
 
 
 def start_model(

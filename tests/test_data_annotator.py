@@ -34,7 +34,7 @@ def judged():
 def labelled_pairs(judged, seed=0):
     """Yield (annotator, text and gold total of the preferred response, of the other) for each pair of each prompt."""
     for prompt, responses, totals in judged:
-        ranks, annotator = annotate(totals, seed, prompt)
+        ((ranks, annotator),) = annotate(totals, seed, prompt)
         for i, j in combinations(range(len(responses)), 2):
             better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
             if responses[better] != responses[worse]:
@@ -105,8 +105,16 @@ def test_annotating_depends_on_the_seed_and_the_prompt_alone():
     first = annotate(totals, 0, "p1")
     annotate(totals, 0, "p2")
     assert annotate(totals, 0, "p1") == first
-    assert sorted(first[0]) == [1, 2, 3, 4]
-    others = [annotate(totals, 0, f"p{n}") for n in range(60)]
+    assert sorted(first[0][0]) == [1, 2, 3, 4]
+    others = [annotate(totals, 0, f"p{n}")[0] for n in range(60)]
     assert len({tuple(ranks) for ranks, _ in others}) > 10
     assert {name for _, name in others} == {annotator.name for annotator in ANNOTATORS}
-    assert [annotate(totals, 1, f"p{n}") for n in range(60)] != others
+    assert [annotate(totals, 1, f"p{n}")[0] for n in range(60)] != others
+
+
+def test_several_annotators_rank_one_prompt_each_by_themselves():
+    totals = [0.1, 0.2, 0.3, 0.4]
+    rankings = [annotate(totals, 0, f"p{n}", num_annotators=3) for n in range(60)]
+    for ranked in rankings:
+        assert {name for _, name in ranked} == {annotator.name for annotator in ANNOTATORS}
+    assert any(len({tuple(ranks) for ranks, _ in ranked}) > 1 for ranked in rankings)

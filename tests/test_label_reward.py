@@ -58,7 +58,7 @@ def rank_in_browser(browser, rows, folder, seed):
         for done in range(len(items)):
             expect(tab.locator(".count")).to_have_text(f"{done} of {len(items)}")
             row = by_prompt[tab.locator(".prompt .written").text_content()]
-            ranks, _ = annotate(gold_totals(row), seed, row["prompt_id"])
+            ((ranks, _),) = annotate(gold_totals(row), seed, row["prompt_id"])
             rank_of = dict(zip(row["responses"], ranks, strict=True))
             for text in tab.locator(".response .written").all_text_contents():
                 tab.keyboard.press(str(rank_of[text]))
@@ -74,7 +74,9 @@ def simulated_pairs(rows, seed):
     return [
         pair
         for row in rows
-        for pair in ranking_to_pairs({**row, "ranks": annotate(gold_totals(row), seed, row["prompt_id"])[0]})
+        for pair in ranking_to_pairs(
+            {**row, "ranks": annotate(gold_totals(row), seed, row["prompt_id"])[0][0]}
+        )
     ]
 
 

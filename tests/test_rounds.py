@@ -14,7 +14,7 @@ from tieback.cli.errors import UsageError
 from tieback.pipeline import rlhf
 from tieback.pipeline.arguments import RECIPES, RunArguments, parse_stage
 from tieback.pipeline.collect import newest_policy
-from tieback.pipeline.reward import RewardArguments, collected_pairs, load_pairs
+from tieback.pipeline.preference_pairs import PairArguments, collected_pairs, load_pairs
 from tieback.pipeline.rlhf import RlhfArguments, commands, launcher
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def test_the_reward_model_learns_from_the_pairs_of_all_rounds_whoever_ranked_the
     by_people = touch(tmp_path / "round2" / "label" / "preferences.jsonl", pair("And then?"))
     assert collected_pairs(second) == [str(simulated), str(by_people)]
     assert collected_pairs(RunArguments(run_dir=str(tmp_path))) == [str(simulated)]
-    rows = load_pairs(collected_pairs(second), RewardArguments(), seed=0)
+    rows = load_pairs(collected_pairs(second), PairArguments(), seed=0)
     assert rows.dataset["prompt"] == ["Is it?", "Is it now?", "And then?"]
 
 

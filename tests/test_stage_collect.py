@@ -183,24 +183,26 @@ def test_pairs_are_those_of_the_annotators_rankings(tmp_path):
         }
         for number, row in enumerate(questions.select(range(30)))
     ]
-    metrics = collect.rank_responses(rows, WORLDS["helpdesk"], tmp_path, seed=7)
+    metrics = collect.rank_responses(rows, WORLDS["helpdesk"], 2, tmp_path, seed=7)
 
     expected, right, judged = [], 0, 0
     for row in rows:
         question = row["prompt"][-1]["content"]
         gold = [gold_scores(question, text, row["family"], row["answer"]).total for text in row["responses"]]
-        ranks, annotator = annotate(gold, 7, row["prompt_id"])
-        for first, second in ((0, 1), (0, 2), (1, 2)):
-            better, worse = (first, second) if ranks[first] < ranks[second] else (second, first)
-            expected.append((row["prompt_id"], row["responses"][better], row["responses"][worse], annotator))
-            judged += gold[first] != gold[second]
-            right += gold[better] > gold[worse]
+        for ranks, annotator in annotate(gold, 7, row["prompt_id"], num_annotators=2):
+            for first, second in ((0, 1), (0, 2), (1, 2)):
+                better, worse = (first, second) if ranks[first] < ranks[second] else (second, first)
+                expected.append(
+                    (row["prompt_id"], row["responses"][better], row["responses"][worse], annotator)
+                )
+                judged += gold[first] != gold[second]
+                right += gold[better] > gold[worse]
     found = [
         (pair["prompt_id"], pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["annotator"])
         for pair in read(tmp_path / "preferences.jsonl")
     ]
     assert found == expected
-    assert metrics["num_pairs"] == 30 * K == collect.response_figures(rows)["num_responses"]
+    assert metrics["num_pairs"] == 2 * 30 * K == 2 * collect.response_figures(rows)["num_responses"]
     assert metrics["agreement/gold"] == pytest.approx(right / judged)
     assert 0.5 < metrics["agreement/gold"] < 1
 

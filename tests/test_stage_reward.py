@@ -343,3 +343,30 @@ def test_annotators_who_cannot_be_told_apart_are_an_error(run_dir):
     write_pairs(run_dir, both)
     with pytest.raises(UsageError, match=r"leaves out all annotators of .* \(ann, bob\)"):
         run(run_dir, "--least_agreement", "0.6")
+
+
+def test_votes_on_a_pair_are_merged_and_disputed_pairs_left_out(run_dir):
+    texts = [f"{word} number {number}" for number in range(30) for word in ("good", "bad")]
+    by_four_annotators(run_dir, texts)
+    write_pairs(
+        run_dir, [*read_pairs(run_dir), *(pair(f"Alone {n}?", "good", "bad", "dan") for n in range(10))]
+    )
+    majority = run(run_dir, "--least_pair_agreement", "0.75")
+    assert majority["num_pairs/train"] + majority["num_pairs/held_out"] == 30 + 10
+    assert (majority["num_pairs/dropped_merged"], majority["num_pairs/dropped_disputed"]) == (90, 0)
+    assert not any(name.startswith("margin/") and name != "margin/mean" for name in majority)
+    # Bob disputes all that several have ordered, unless he is left out first.
+    unanimous = run(run_dir, "--least_pair_agreement", "1", output="unanimous")
+    assert unanimous["num_pairs/train"] + unanimous["num_pairs/held_out"] == 10
+    assert unanimous["num_pairs/dropped_disputed"] == 30
+    both = run(run_dir, "--least_pair_agreement", "1", "--least_agreement", "0.6", output="both")
+    assert both["num_pairs/train"] + both["num_pairs/held_out"] == 30 + 10
+    assert (both["num_pairs/dropped_unreliable"], both["num_pairs/dropped_merged"]) == (30, 60)
+
+
+def test_a_share_of_votes_out_of_range_and_disputes_everywhere_are_errors(run_dir):
+    with pytest.raises(UsageError, match=r"least_pair_agreement must be from 0.5 .* got 0.4"):
+        run(run_dir, "--least_pair_agreement", "0.4")
+    by_four_annotators(run_dir, [f"answer {number}" for number in range(60)])
+    with pytest.raises(UsageError, match=r"least_pair_agreement 1.0 leaves out all 30 pairs"):
+        run(run_dir, "--least_pair_agreement", "1")

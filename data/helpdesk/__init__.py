@@ -18,12 +18,14 @@ from tieback.data.helpdesk.questions import SPLIT_SHARES, draw_questions
 
 SPLITS = tuple(SPLIT_SHARES)
 JUDGED_COLUMNS = frozenset({"family", "answer"})
+NUM_ANNOTATORS = len(ANNOTATORS)
 # For each kind of row, the split that "train" means, and how many rows are made where no number is given.
 _DEFAULTS = {"demonstrations": ("demonstrations", 12_000), "prompts": ("ppo", 20_000)}
 
 __all__ = [
     "ANNOTATORS",
     "JUDGED_COLUMNS",
+    "NUM_ANNOTATORS",
     "SPLITS",
     "Annotator",
     "GoldScore",

@@ -57,14 +57,16 @@ def rank(gold_totals: Sequence[float], rng: random.Random, annotator: Annotator 
     return ranks
 
 
-def annotate(gold_totals: Sequence[float], seed: int, prompt_id: str) -> tuple[list[int], str]:
-    """Have one of `ANNOTATORS`, drawn at random, rank the responses to a prompt.
+def annotate(
+    gold_totals: Sequence[float], seed: int, prompt_id: str, num_annotators: int = 1
+) -> list[tuple[list[int], str]]:
+    """Have some of `ANNOTATORS`, drawn at random, each rank the responses to a prompt.
 
     The draw depends on `seed` and `prompt_id` alone, so prompts may be ranked in any order and again.
 
     Returns:
-        The ranks (1 = best) and the annotator's name.
+        For each of them the ranks (1 = best) and the annotator's name.
     """
     rng = random.Random(f"annotate/{seed}/{prompt_id}")
-    annotator = rng.choice(ANNOTATORS)
-    return rank(gold_totals, rng, annotator), annotator.name
+    drawn = rng.sample(ANNOTATORS, num_annotators)
+    return [(rank(gold_totals, rng, annotator), annotator.name) for annotator in drawn]

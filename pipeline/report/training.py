@@ -94,7 +94,7 @@ def earlier_stages_html(
         if {"accuracy/held_out", "accuracy/length_only"} <= reward.keys()
         else ""
     )
-    bias += _left_out_html(reward)
+    bias += _left_out_html(reward) + _disputed_html(reward)
     tables = "".join(
         f"<h3><code>{escape(stage)}/metrics.json</code></h3>{plain_table({k: f'{v:.4g}' for k, v in metrics.items()})}"
         for stage, metrics in stage_metrics.items()
@@ -137,6 +137,20 @@ def _left_out_html(reward: dict[str, float]) -> str:
     return (
         f"<p>{said} for annotators who rarely order pairs as most others do. "
         f"Pairs that they order so, by annotator: {by_annotator}.</p>"
+    )
+
+
+def _disputed_html(reward: dict[str, float]) -> str:
+    """What `least_pair_agreement` has left out of the reward model's pairs; empty where it was not set."""
+    if "num_pairs/dropped_disputed" not in reward:
+        return ""
+    disputed, kept = (
+        int(sum(reward[f"num_pairs/{name}"] for name in names))
+        for names in (("dropped_disputed",), ("train", "held_out"))
+    )
+    return (
+        f"<p>{disputed} pairs of responses are left out because too few of their annotators agree on the order; {kept} are kept. "
+        "Held-out pairs are of the kept ones, and so easier than what people disagree on.</p>"
     )
 
 
