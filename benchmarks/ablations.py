@@ -1,4 +1,4 @@
-"""What single settings of PPO do on the help desk: each changed alone, from the recipe, over three seeds.
+"""What single settings of PPO do on the help desk: each changed alone, from one base, over three seeds.
 
     make sft collect reward
     python -m benchmarks.ablations --run_dir runs/helpdesk --page docs/ablations.md --plot docs/images/ablations.png
@@ -26,18 +26,20 @@ from tieback.pipeline.report.judging import Evaluation, evaluations
 
 JUDGE = "tieback.data.helpdesk:gold_reward"
 _EVERY = 10
-RECIPE = "recipe"
-# Of each subject, the settings that differ from the recipe, by what the page calls them.
-SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "advantages": {"not whitened": ("--whiten_advantages", "false")},
-    "value clipping": {"none": ("--value_clip_range", "null")},
-    "KL coefficient": {"0.03": ("--kl_coef", "0.03"), "0.48": ("--kl_coef", "0.48")},
-    "place of the KL": {"loss, 0.12": ("--kl_coef", "0", "--kl_loss_coef", "0.12")},
-    "critic warm-up": {"none": ("--critic_warmup_iterations", "0")},
-    "λ": {"0.8": ("--gae_lambda", "0.8"), "1": ("--gae_lambda", "1")},
-    "critic": {"shared": ("--critic", "shared", "--critic_init", "policy")},
-    "minibatches": {"1": ("--num_minibatches", "1"), "8": ("--num_minibatches", "8", "--micro_batch_size", "16")},
-}  # fmt: skip
+BASE = "base"
+# The base is the recipe, but for these.
+_BASE_SETTINGS = {"whiten_advantages": "true"}
+# Of each subject, the settings that differ from the base, by what the page calls them.
+SUBJECTS: dict[str, dict[str, dict[str, str]]] = {
+    "advantages": {"not whitened": {"whiten_advantages": "false"}},
+    "value clipping": {"none": {"value_clip_range": "null"}},
+    "KL coefficient": {"0.03": {"kl_coef": "0.03"}, "0.48": {"kl_coef": "0.48"}},
+    "place of the KL": {"loss, 0.12": {"kl_coef": "0", "kl_loss_coef": "0.12"}},
+    "critic warm-up": {"none": {"critic_warmup_iterations": "0"}},
+    "λ": {"0.8": {"gae_lambda": "0.8"}, "1": {"gae_lambda": "1"}},
+    "critic": {"shared": {"critic": "shared", "critic_init": "policy"}},
+    "minibatches": {"1": {"num_minibatches": "1"}, "8": {"num_minibatches": "8", "micro_batch_size": "16"}},
+}
 
 
 class Training(NamedTuple):
@@ -52,12 +54,14 @@ class Training(NamedTuple):
     explained_variance: float
 
 
-def variants() -> dict[str, tuple[str, ...]]:
-    """Settings of each variant by its name: the recipe, and each setting that is changed."""
+def variants() -> dict[str, dict[str, str]]:
+    """Settings of each variant by its name: the base, and each setting that is changed."""
     changed = {
-        f"{subject}: {name}": flags for subject, names in SUBJECTS.items() for name, flags in names.items()
+        f"{subject}: {name}": _BASE_SETTINGS | settings
+        for subject, names in SUBJECTS.items()
+        for name, settings in names.items()
     }
-    return {RECIPE: (), **changed}
+    return {BASE: _BASE_SETTINGS, **changed}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -91,11 +95,12 @@ def main(args: argparse.Namespace) -> None:
 
 def train(name: str, seed: int, args: argparse.Namespace) -> Training:
     """PPO with the settings of a variant; one that has finished is read alone."""
+    flags = [part for setting, value in variants()[name].items() for part in (f"--{setting}", value)]
     folder = Path(args.run_dir, "ablations", re.sub(r"\W+", "_", name), f"seed{seed}")
     run_stage(
         "ppo", args.threads, "--run_dir", args.run_dir, "--output_dir", folder, "--seed", seed,
         "--judge_funcs", JUDGE, "--max_steps", args.iterations, "--num_eval_prompts", 300, "--eval_strategy", "steps",
-        "--eval_steps", _EVERY, "--save_strategy", "no", "--report_to", "none", *variants()[name],
+        "--eval_steps", _EVERY, "--save_strategy", "no", "--report_to", "none", *flags,
     )  # fmt: skip
     log = read_log(folder)
     explained = [entry["value/explained_variance"] for entry in log if "value/explained_variance" in entry]
@@ -141,7 +146,7 @@ def draw(found: Mapping[str, Sequence[Training]], path: Path) -> None:
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     panels = figure.subplots(2, 4, sharex=True, sharey=True).flat
     for axes, (subject, names) in zip(panels, SUBJECTS.items(), strict=False):
-        shown = {RECIPE: RECIPE} | {f"{subject}: {name}": name for name in names}
+        shown = {BASE: BASE} | {f"{subject}: {name}": name for name in names}
         for color, (name, label) in zip(("0.4", "C0", "C1"), shown.items(), strict=False):
             curves = [[at.judge for at in training.evaluations] for training in found[name]]
             steps = [at.step for at in found[name][0].evaluations]

@@ -41,7 +41,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run_dir", default="runs/helpdesk", help="run with sft and collect (runs/helpdesk)")
-    parser.add_argument("--pairs", type=int, default=6000, help="pairs of the reward model (6000 of 36,000)")
+    parser.add_argument(
+        "--pairs", type=int, default=6000, help="pairs of the reward model, each of one annotator (6000)"
+    )
     parser.add_argument("--iterations", type=int, default=120, help="of PPO (120)")
     parser.add_argument(
         "--kl_coef", type=float, default=0.02, help="KL coefficient (0.02; the recipe has 0.12)"

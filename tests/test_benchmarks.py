@@ -221,8 +221,8 @@ def ablated(judge: float) -> ablations.Training:
 def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: Path) -> None:
     found = {name: [ablated(0.8), ablated(0.6), ablated(0.7)] for name in ablations.variants()}
     figures = ablations.figures_of(found)
-    assert figures["recipe/judge"] == pytest.approx(0.7)
-    assert (figures["recipe/judge_lowest"], figures["recipe/judge_highest"]) == (0.6, 0.8)
+    assert figures["base/judge"] == pytest.approx(0.7)
+    assert (figures["base/judge_lowest"], figures["base/judge_highest"]) == (0.6, 0.8)
     assert figures["λ: 1/explained_variance"] == pytest.approx(0.35)
     args = ablations.parse(["--iterations", "20"])
     page = tmp_path / "page.md"
@@ -231,7 +231,7 @@ def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: P
         pages.replace_table(page, ablations.table(found, args))
     text = page.read_text()
     assert "old" not in text
-    assert "| recipe | 0.70 (0.60 to 0.80) | 0.20 | 2.00 | 0.35 |" in text
+    assert "| base | 0.70 (0.60 to 0.80) | 0.20 | 2.00 | 0.35 |" in text
     assert text.startswith("before\n<!-- table -->\n20 iterations, seeds 0, 1, 2;")
     assert text.endswith("|\n<!-- end of table -->\nafter\n")
     page.write_text("no marks")
@@ -241,11 +241,13 @@ def test_ablations_are_told_by_their_last_evaluations_over_the_seeds(tmp_path: P
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_ablation_changes_settings_that_there_are_and_away_from_the_recipe() -> None:
+def test_each_ablation_changes_settings_that_there_are_and_away_from_the_base() -> None:
     recipe = yaml.safe_load((ROOT / "pipeline" / "recipes" / "helpdesk" / "ppo.yaml").read_text())
     defaults = {field.name: field.default for kind in (PPOConfig, PPOArguments) for field in fields(kind)}
-    for name, flags in ablations.variants().items():
-        for flag, value in zip(flags[::2], flags[1::2], strict=True):
-            setting = flag.removeprefix("--")
-            assert setting in defaults, name
-            assert yaml.safe_load(value) != recipe.get(setting, defaults[setting]), name
+    base = defaults | recipe | {"whiten_advantages": True}
+    assert ablations.variants()[ablations.BASE] == {"whiten_advantages": "true"}
+    for subject, names in ablations.SUBJECTS.items():
+        for name, settings in names.items():
+            assert set(settings) <= set(defaults)
+            assert all(yaml.safe_load(value) != base[setting] for setting, value in settings.items())
+            assert ablations.variants()[f"{subject}: {name}"] == {"whiten_advantages": "true", **settings}

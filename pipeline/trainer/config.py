@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, cast
 
 from transformers import GenerationConfig, TrainingArguments
@@ -10,6 +9,7 @@ from transformers import GenerationConfig, TrainingArguments
 from tieback.pipeline.resume import ResumeSettings
 from tieback.pipeline.rollout.settings import RolloutSettings, read_mapping
 from tieback.pipeline.trainer.imitation_settings import ImitationSettings
+from tieback.pipeline.trainer.reward_settings import RewardSettings
 from tieback.pipeline.trainer.setting_checks import (
     check_available,
     check_launched,
@@ -43,7 +43,9 @@ SETTINGS_WITH_A_FIELD = {
 
 
 @dataclass
-class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSettings, TrainingArguments):
+class PPOConfig(
+    PPOHyperparameters, RolloutSettings, RewardSettings, ImitationSettings, ResumeSettings, TrainingArguments
+):
     """Settings of `PPOTrainer`.
 
     One Trainer step is one PPO iteration: `max_steps` counts iterations, `per_device_train_batch_size` is the
@@ -121,49 +123,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
             "help": 'Further arguments of generate(), as JSON, e.g. \'{"cache_implementation": "static"}\'. Those that change the sampling distribution are refused.'
         },
     )
-    kl_coef: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty in the reward."})
-    kl_estimator: str = field(
-        default="k1", metadata={"help": "Estimator of the KL penalty in the reward: k1, k2 or k3."}
-    )
-    kl_target: float | None = field(
-        default=None,
-        metadata={
-            "help": "KL of a completion, in nats, that kl_coef is steered to; kl_coef is fixed where not set."
-        },
-    )
-    kl_horizon: int = field(
-        default=10_000,
-        metadata={"help": "Completions over which the adaptive kl_coef changes by the order of itself."},
-    )
-    ref_model_sync_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Iterations after which the reference of the KL moves to the policy, or a share of the way there (ref_model_mixup_alpha); it stays where the training began where not set."
-        },
-    )
-    ref_model_mixup_alpha: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share alpha of the policy in the reference that has moved: alpha * policy + (1 - alpha) * reference, weight by weight. 1 resets the reference to the policy."
-        },
-    )
-    missing_eos_penalty: float = field(
-        default=1.0,
-        metadata={"help": "Subtracted from the score of a completion that was cut at max_completion_length."},
-    )
-    truncation: str = field(
-        default="penalty",
-        metadata={
-            "help": "Treatment of a completion that is cut at the length limit: 'penalty' (it ends there, and missing_eos_penalty is charged), 'bootstrap' (it would have gone on: the critic's value of its end is added) or 'mask' (nothing is learnt from it).",
-            "choices": ["penalty", "bootstrap", "mask"],
-        },
-    )
-    overlong_buffer_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "With truncation 'penalty': a completion that ends by itself within so many tokens of max_completion_length is charged a share of missing_eos_penalty, which rises from 0 to 1 over them. None is charged where not set."
-        },
-    )
     critic_gae_lambda: float | None = field(
         default=None,
         metadata={"help": "λ of the critic's returns, where another than that of the policy's advantages."},
@@ -183,30 +142,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
     )
     importance_sampling_cap: float = field(
         default=2.0, metadata={"help": "Greatest weight of importance_sampling."}
-    )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each reward function; 1 each where not set."}
-    )
-    per_token_reward_model: bool = field(
-        default=False,
-        metadata={
-            "help": "Pay a reward model's score token by token: at each token what it adds to the score of the text so far. The sum is the score, and so is the best policy; the reward model must be a causal one with the policy's vocabulary."
-        },
-    )
-    reward_clip: float | None = field(
-        default=None,
-        metadata={
-            "help": "Clip scores, or each token's where they are given by token, to plus or minus this much, after normalising."
-        },
-    )
-    normalize_each_reward: bool = field(
-        default=False,
-        metadata={
-            "help": "Divide what each reward function gives by its own running standard deviation, before weights: several of unlike scales then count as reward_weights says."
-        },
-    )
-    normalize_rewards: bool = field(
-        default=False, metadata={"help": "Divide scores by their running standard deviation."}
     )
     disable_dropout: bool = field(
         default=True,
@@ -307,10 +242,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
         check_available(self)
         if self.data_seed is None:
             self.data_seed = self.seed
-        if self.kl_estimator not in ("k1", "k2", "k3"):
-            raise ValueError(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}.")
-        if self.truncation not in ("penalty", "bootstrap", "mask"):
-            raise ValueError(f"truncation must be 'penalty', 'bootstrap' or 'mask', got {self.truncation!r}.")
         if self.importance_sampling not in (None, "token", "sequence"):
             raise ValueError(
                 f"importance_sampling must be token, sequence or not set, got {self.importance_sampling!r}."
@@ -319,8 +250,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
         if self.critic not in (None, "separate", "adapter", "shared"):
             raise ValueError(f"critic must be separate, adapter or shared, got {self.critic!r}.")
         for name in (
-            "kl_coef",
-            "missing_eos_penalty",
             "critic_warmup_iterations",
             "extra_critic_epochs",
             "num_completions_to_print",
@@ -334,16 +263,11 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
             "per_device_eval_batch_size",
             "micro_batch_size",
             "generation_batch_size",
-            "kl_target",
-            "kl_horizon",
-            "reward_clip",
-            "overlong_buffer_length",
             "early_stopping_patience",
             "critic_warmup_patience",
             "gae_lambda_alpha",
             "importance_sampling_cap",
             "critic_learning_rate",
-            "ref_model_sync_steps",
             "rollout_timeout",
         ):
             value = getattr(self, name)
@@ -354,12 +278,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
                 f"critic_warmup_iterations={self.critic_warmup_iterations} trains the critic alone, but vf_coef is 0: "
                 "nothing would be learnt. Raise vf_coef, or leave the warm-up out."
             )
-        weights = self.reward_weights
-        if weights is not None and not (
-            isinstance(weights, list | tuple)
-            and all(isinstance(weight, Real) and math.isfinite(weight) for weight in weights)
-        ):
-            raise ValueError(f"reward_weights must be a list of finite numbers, got {weights!r}.")
         self._check_generation_kwargs()
         self._check_batch_sizes()
 
@@ -381,14 +299,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
         return cast(dict[str, Any], self.generation_kwargs or {})
 
     def _check_algorithm(self) -> None:
-        if not 0 < self.ref_model_mixup_alpha <= 1:
-            raise ValueError(
-                f"ref_model_mixup_alpha must be above 0 and at most 1, got {self.ref_model_mixup_alpha}."
-            )
-        if self.ref_model_mixup_alpha != 1 and self.ref_model_sync_steps is None:
-            raise ValueError(
-                "ref_model_mixup_alpha says how far the reference moves, but ref_model_sync_steps is not set, so that it stays."
-            )
         if self.dynamic_sampling_batches > 1 and self.num_generations == 1:
             raise ValueError(
                 f"dynamic_sampling_batches={self.dynamic_sampling_batches} replaces prompts whose completions are scored alike, "
@@ -396,10 +306,6 @@ class PPOConfig(PPOHyperparameters, RolloutSettings, ImitationSettings, ResumeSe
             )
         if self.critic_gae_lambda is not None and not 0 <= self.critic_gae_lambda <= 1:
             raise ValueError(f"critic_gae_lambda must be between 0 and 1, got {self.critic_gae_lambda}.")
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError(
-                "kl_target steers kl_coef, which is 0 and would stay so: set kl_coef above 0 (kl_loss_coef is fixed)."
-            )
         if self.extra_critic_epochs and self.vf_coef == 0:
             raise ValueError(
                 "extra_critic_epochs trains the critic alone, but vf_coef is 0: nothing would be learnt."
