@@ -28,7 +28,7 @@ JUDGE = "tieback.data.helpdesk:gold_reward"
 _EVERY = 10
 BASE = "base"
 # The base is the recipe, but for these.
-_BASE_SETTINGS = {"whiten_advantages": "true", "kl_coef": "0.12"}
+_BASE_SETTINGS = {"whiten_advantages": "true", "kl_target": "null"}
 # Of each subject, the settings that differ from the base, by what the page calls them.
 SUBJECTS: dict[str, dict[str, dict[str, str]]] = {
     "advantages": {"not whitened": {"whiten_advantages": "false"}},

@@ -1,4 +1,4 @@
-"""Collect responses: K samples a prompt from the newest policy (at first the SFT model), ranked by the simulated annotator or left for people.
+"""Collect responses: K samples a prompt from the newest policy (at first the SFT model), ranked by simulated annotators or left for people.
 
 Sampling is from the model's own distribution (no top-k, no top-p) at a temperature. It can be interrupted at any
 moment, kill -9 included: the same command goes on where it stopped, and ends with the file of an uninterrupted run.

@@ -55,7 +55,7 @@ class RlhfArguments:
     ranked_by: str | None = field(
         default=None,
         metadata={
-            "help": "Annotators: people, in a browser, or the simulated annotator of the help desk; as the recipe "
+            "help": "Annotators: people, in a browser, or the simulated annotators of the help desk; as the recipe "
             "says if not given.",
             "choices": ["people", "simulated"],
         },

@@ -66,7 +66,7 @@ def merge_votes(rows: Iterable[Mapping[str, Any]], least_share: float) -> tuple[
     kept = []
     for by_verdict in votes.values():
         fewer, more = sorted(by_verdict.values(), key=len)
-        if len(more) > len(fewer) and len(more) >= least_share * (len(more) + len(fewer)):
+        if len(more) > len(fewer) and len(more) / (len(more) + len(fewer)) >= least_share:
             kept.append(more[0])
     return sorted(kept), len(votes) - len(kept)
 
