@@ -144,12 +144,9 @@ def _disputed_html(reward: dict[str, float]) -> str:
     """What `least_pair_agreement` has left out of the reward model's pairs; empty where it was not set."""
     if "num_pairs/dropped_disputed" not in reward:
         return ""
-    disputed, kept = (
-        int(sum(reward[f"num_pairs/{name}"] for name in names))
-        for names in (("dropped_disputed",), ("train", "held_out"))
-    )
+    kept = int(reward["num_pairs/train"] + reward["num_pairs/held_out"])
     return (
-        f"<p>{disputed} pairs of responses are left out because too few of their annotators agree on the order; {kept} are kept. "
+        f"<p>{int(reward['num_pairs/dropped_disputed'])} pairs of responses are left out because too few of their annotators agree on the order; {kept} are kept. "
         "Held-out pairs are of the kept ones, and so easier than what people disagree on.</p>"
     )
 
