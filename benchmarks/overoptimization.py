@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--run_dir", default="runs/helpdesk", help="run with sft and collect (runs/helpdesk)")
     parser.add_argument(
-        "--pairs", type=int, default=6000, help="pairs of the reward model, each of one annotator (6000)"
+        "--pairs", type=int, default=6000, help="rankings of pairs that the reward model learns from (6000)"
     )
     parser.add_argument("--iterations", type=int, default=120, help="of PPO (120)")
     parser.add_argument(

@@ -439,9 +439,8 @@ def test_what_was_left_out_of_the_reward_models_pairs_is_said() -> None:
     assert "30 pairs are left out for annotators who rarely order pairs as most others do." in html
     assert "&lt;b&gt; 48%, ann 91%" in html
     votes = {"num_pairs/dropped_disputed": 11, "num_pairs/train": 18, "num_pairs/held_out": 2}
-    assert "11 pairs of responses are left out because too few" in (
-        html := render(make_report(stage_metrics={"reward": votes}))
-    )
+    html = render(make_report(stage_metrics={"reward": votes}))
+    assert "11 pairs of responses are left out because too few" in html
     assert "on the order; 20 are kept." in html
     assert "left out" not in render(make_report(stage_metrics={"reward": {"num_pairs/train": 18}}))
     assert "rarely order pairs" not in render(make_report(stage_metrics={"reward": {"loss/train": 0.6}}))
