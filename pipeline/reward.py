@@ -24,7 +24,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from trl import ModelConfig, RewardConfig, RewardTrainer
+from trl import ModelConfig, RewardConfig
 
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import load_rows
@@ -42,6 +42,7 @@ from tieback.pipeline.model_loading import (
     model_kwargs,
     new_adapter,
 )
+from tieback.pipeline.pair_trainer import PairTrainer
 from tieback.pipeline.preference_pairs import PairArguments, collected_pairs, pairs_to_learn_from
 from tieback.pipeline.progress import FirstStep, show_figures
 from tieback.pipeline.pypi_models import folder_of
@@ -98,6 +99,11 @@ def main() -> None:
         "reward", (RunArguments, PairArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
     )
     started = time.perf_counter()
+    if args.train_sampling_strategy == "group_by_length":
+        raise UsageError(
+            "train_sampling_strategy=group_by_length is not for pairs: it would give a step pairs of one length. Choose "
+            "batch_rebalance, which divides the pairs of a step into passes of like lengths, or random."
+        )
     repository = claim_repository(args, run.recipe)
     sources = [pair_args.dataset_name] if pair_args.dataset_name else collected_pairs(run)
     start = folder_of(model_args.model_name_or_path or str(run.require("sft", "metrics.json").parent))
@@ -115,7 +121,7 @@ def main() -> None:
     pairs, num_identical = encode_pairs(rows.dataset, tokenizer, min(limits, default=None))
     train, held_out = split_by_prompt(pairs, data_args.held_out_fraction, args.seed)
 
-    trainer = resumable(RewardTrainer)(
+    trainer = resumable(PairTrainer)(
         model=model,
         args=args,
         train_dataset=train,
@@ -210,7 +216,7 @@ def split_by_prompt(pairs: Dataset, held_out_fraction: float, seed: int) -> tupl
     )
 
 
-def save(trainer: RewardTrainer, tokenizer: PreTrainedTokenizerBase, merge: bool) -> None:
+def save(trainer: PairTrainer, tokenizer: PreTrainedTokenizerBase, merge: bool) -> None:
     """Write the model into `output_dir`; of LoRA the adapter with its head, or the model with both merged in."""
     output_dir, state = Path(trainer.args.output_dir), PartialState()
     adapted = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)

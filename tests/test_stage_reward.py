@@ -30,6 +30,7 @@ from tieback.reward_model.head import load_reward_model, reward_bias
 from tieback.reward_model.scoring import RewardScorer
 
 SMOKE = str(RECIPES / "smoke" / "reward.yaml")
+DIVIDED = ("--gradient_accumulation_steps", "4", "--train_sampling_strategy", "batch_rebalance")
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -98,21 +99,31 @@ def test_demonstrations_score_zero_on_average_after_reload(run_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 6])  # in the first epoch of four steps, and in the second
+@pytest.mark.parametrize(
+    ("step", "flags"),
+    [
+        (1, ("--per_device_train_batch_size", "16")),  # in the first epoch of four steps
+        (6, ("--per_device_train_batch_size", "16")),  # in the second
+        (6, ("--per_device_train_batch_size", "4", *DIVIDED)),
+    ],
+)
 def test_an_interrupted_run_goes_on_by_the_same_command_and_ends_as_the_straight_run(
-    run_dir, monkeypatch, step
+    run_dir, monkeypatch, step, flags
 ):
-    flags = ("--save_steps", "50", "--max_steps", "12", "--per_device_train_batch_size", "16")
+    flags += ("--save_steps", "50", "--max_steps", "12")
     assert run(run_dir, *flags, output="straight")["train/steps"] == 12
 
-    class Interrupted(reward.RewardTrainer):
+    stopped = []
+
+    class Interrupted(reward.PairTrainer):
         def training_step(self, *args, **kwargs):
-            if self.state.global_step == step - 1:
+            if self.state.global_step == step - 1 and not stopped:
+                stopped.append(True)
                 os.kill(os.getpid(), signal.SIGINT)
             return super().training_step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reward, "RewardTrainer", Interrupted)
+        patch.setattr(reward, "PairTrainer", Interrupted)
         with pytest.raises(SystemExit) as end:
             run(run_dir, *flags)
     assert end.value.code == 130
@@ -286,9 +297,11 @@ def test_a_reward_model_goes_on_being_trained(run_dir):
 
 
 def test_bad_input_is_refused_before_training(run_dir, monkeypatch):
-    monkeypatch.setattr(reward.RewardTrainer, "train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(reward.PairTrainer, "train", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(UsageError, match="leaves one side empty"):
         run(run_dir, "--held_out_fraction", "0.001")
+    with pytest.raises(UsageError, match=r"group_by_length is not for pairs.*Choose batch_rebalance"):
+        run(run_dir, "--train_sampling_strategy", "group_by_length")
     two_labels = run_dir / "two"
     LlamaForSequenceClassification(
         LlamaConfig(vocab_size=300, **SIZES, id2label={0: "bad", 1: "good"})

@@ -27,10 +27,11 @@ DRIVER = """
 import importlib, sys
 from tieback.cli.errors import run
 recipes, run_dir = sys.argv[1:]
+more = {"reward": ["--train_sampling_strategy", "batch_rebalance", "--gradient_accumulation_steps", "2"]}
 
 def main():
     for stage in ("sft", "collect", "reward"):
-        sys.argv = [stage, "--config", f"{recipes}/{stage}.yaml", "--run_dir", run_dir]
+        sys.argv = [stage, "--config", f"{recipes}/{stage}.yaml", "--run_dir", run_dir, *more.get(stage, [])]
         importlib.import_module(f"tieback.pipeline.{stage}").main()
 
 run(main)
