@@ -8,7 +8,13 @@ import torch
 import toy
 from architectures import ARCHITECTURES, COMPLETIONS, CPU, END, PAD, PROMPTS, causal, classifier
 
-from tieback.pipeline.rollout.token_scores import completion_logprobs, completion_values, pack_sequences
+from tieback.pipeline.rollout import token_scores
+from tieback.pipeline.rollout.token_scores import (
+    completion_logprobs,
+    completion_values,
+    pack_sequences,
+    trim,
+)
 
 
 def test_masks_come_from_lengths() -> None:
@@ -50,3 +56,33 @@ def test_padded_rows_score_as_the_bare_rows_do(architecture: str) -> None:
             torch.testing.assert_close(entropy[row, : len(completion)], expected, rtol=0, atol=1e-5)
             expected = critic.score(critic.base_model(ids).last_hidden_state)[0, len(prompt) - 1 :, 0]
             torch.testing.assert_close(values[row, : len(completion) + 1], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [range(5), range(1, 2)], ids=["unlike lengths", "one length"])
+def test_the_head_computes_the_tokens_of_completions_alone_with_the_same_results(
+    rows: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = causal("Llama")
+    packed = pack_sequences(PROMPTS, COMPLETIONS, PAD, CPU)
+    packed = {name: tensor[list(rows)] for name, tensor in packed.items()}
+    computed = []
+    head = token_scores.token_logprobs
+
+    def counted(model, hidden, ids, *args):
+        computed.append(ids.numel())
+        return head(model, hidden, ids, *args)
+
+    monkeypatch.setattr(token_scores, "token_logprobs", counted)
+    results = []
+    for inputs in (packed, trim(packed)):
+        mask = inputs["mask"][:, : inputs["completion_ids"].shape[1]]
+        logprobs, entropy = completion_logprobs(policy, inputs, 0.7, entropy_requires_grad=True)
+        policy.zero_grad()
+        (logprobs + 0.3 * entropy)[mask].sum().backward()
+        gradients = [parameter.grad for parameter in policy.parameters()]
+        results.append((logprobs[mask], entropy[mask], *gradients))
+        past = (logprobs[~mask], entropy[~mask])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    assert computed[0] == packed["completion_ids"].numel()
+    assert 0 <= computed[1] - packed["mask"].sum() < len(rows)
+    assert not any(x.any() for x in past)

@@ -24,13 +24,13 @@ def token_logprobs(
 
     Args:
         model: causal language model.
-        hidden: [b, T, d], last hidden states of its backbone.
-        ids: [b, T], the tokens.
+        hidden: [..., d], last hidden states of its backbone.
+        ids: [...], the tokens.
         temperature: the logits are divided by it.
         entropy_requires_grad: whether gradients flow through the entropy.
 
     Returns:
-        `logprobs` and `entropy`, both [b, T] float32.
+        `logprobs` and `entropy`, both [...] float32.
     """
     head = model.get_output_embeddings()
     scale, softcap = logit_transform(model.config)

@@ -53,13 +53,27 @@ def pack_sequences(
 
 
 def trim(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Some rows of what `pack_sequences` made, without the columns that are padding in all of them."""
-    completion = int(inputs["completion_lengths"].max())
-    width = int((inputs["prompt_lengths"] + inputs["completion_lengths"]).max())
-    return inputs | {
+    """Some rows of what `pack_sequences` made, without the columns that are padding in all of them.
+
+    Where completions of unlike lengths are left, `token_index` [b, K] says at which of the b · T places of `completion_ids`
+    their tokens are, in any rows; b · T where there are no more. It is made here, on the CPU: a GPU would have to be
+    waited for.
+    """
+    lengths = inputs["completion_lengths"]
+    completion = int(lengths.max())
+    width = int((inputs["prompt_lengths"] + lengths).max())
+    trimmed = inputs | {
         "input_ids": inputs["input_ids"][:, :width],
         "completion_ids": inputs["completion_ids"][:, :completion],
     }
+    is_token = torch.arange(completion, device=lengths.device) < lengths.unsqueeze(1)
+    if not is_token.all():
+        index = is_token.flatten().nonzero().squeeze(1)
+        missing = -len(index) % len(lengths)
+        trimmed["token_index"] = nn.functional.pad(index, (0, missing), value=is_token.numel()).view(
+            len(lengths), -1
+        )
+    return trimmed
 
 
 def completion_logprobs(
@@ -80,20 +94,28 @@ def completion_scores(
 
     Args:
         model: causal language model, or one wrapped by PEFT.
-        inputs: `input_ids` [b, L], `prompt_lengths` [b], `completion_ids` [b, T] (see `pack_sequences`).
+        inputs: `input_ids` [b, L], `prompt_lengths` [b], `completion_ids` [b, T] (see `pack_sequences`), and
+            what `trim` adds: with `token_index` the head computes the tokens alone.
         temperature: the logits are divided by it, as they were in sampling.
         entropy_requires_grad: whether gradients flow through the entropy.
 
     Returns:
         `logprobs` [b, T] and `entropy` [b, T] in nats, float32; and the backbone's last hidden states [b, T + 1, d] at
-        the states of the completions (see `completion_hidden`). Past a completion's end they mean nothing.
+        the states of the completions (see `completion_hidden`). Past a completion's end they mean nothing;
+        with `token_index` the first two are 0 there.
     """
 
     def scores() -> tuple[Tensor, Tensor, Tensor]:
-        hidden = _hidden(backbone(model), inputs)
-        logprobs, entropy = token_logprobs(
-            base_model(model), hidden[:, :-1], inputs["completion_ids"], temperature, entropy_requires_grad
-        )
+        hidden, ids = _hidden(backbone(model), inputs), inputs["completion_ids"]
+        states, index = hidden[:, :-1], inputs.get("token_index")
+        if index is None:
+            return *token_logprobs(base_model(model), states, ids, temperature, entropy_requires_grad), hidden
+        index, size = index.flatten(), ids.numel()
+        places = index.clamp(max=size - 1)
+        states, tokens = states.flatten(0, 1)[places], ids.flatten()[places]
+        found = token_logprobs(base_model(model), states, tokens, temperature, entropy_requires_grad)
+        nothing = hidden.new_zeros(size + 1, dtype=torch.float32)
+        logprobs, entropy = (nothing.index_put((index,), x)[:size].view(ids.shape) for x in found)
         return logprobs, entropy, hidden
 
     return call_as(model, scores)
