@@ -106,8 +106,8 @@ def completion_scores(
     """
 
     def scores() -> tuple[Tensor, Tensor, Tensor]:
-        hidden, ids = _hidden(backbone(model), inputs), inputs["completion_ids"]
-        states, index = hidden[:, :-1], inputs.get("token_index")
+        hidden = _hidden(backbone(model), inputs)
+        states, ids, index = hidden[:, :-1], inputs["completion_ids"], inputs.get("token_index")
         if index is None:
             return *token_logprobs(base_model(model), states, ids, temperature, entropy_requires_grad), hidden
         index, size = index.flatten(), ids.numel()
