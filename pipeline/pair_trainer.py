@@ -16,7 +16,8 @@ class PairTrainer(RewardTrainer):
     """A `RewardTrainer` whose `train_sampling_strategy` may be batch_rebalance: passes of pairs of like lengths.
 
     Trainer's own sampler would ask for `input_ids`, which pairs have none of, and make passes of unequal numbers of rows,
-    whose means would count alike, and whose figures could not be gathered from several processes.
+    whose means would count alike, and whose figures could not be gathered from several processes. Here the last
+    step of an epoch alone may have a pass of fewer pairs, as with random order.
     """
 
     _signature_columns: list[str] | None
