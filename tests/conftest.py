@@ -1,10 +1,16 @@
-"""A real browser for tests: Debian's Chromium, driven by Playwright."""
+"""What all tests share: a collector that looks at their own objects alone, and a browser (Debian's Chromium, driven by Playwright)."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+
+def pytest_collection_finish() -> None:
+    # Trainer collects garbage in every training; it would look through all that the libraries made when they were imported.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 accelerate launch --config_file ... tests/workers/ppo_cases.py FOLDER
 """
 
+import gc
 import os
 import signal
 import sys
@@ -245,6 +246,7 @@ def interrupted(folder: Path, processes: int) -> tuple[int, bool, list[str]]:
 
 def main() -> None:
     """What the launcher runs."""
+    gc.freeze()  # as in conftest.py
     destination = Path(sys.argv[1])
     outcome = run(destination, int(os.environ["WORLD_SIZE"]))
     torch.save(outcome, destination / f"rank{os.environ['RANK']}.pt")

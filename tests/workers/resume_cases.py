@@ -3,6 +3,7 @@
 accelerate launch --config_file ... tests/workers/resume_cases.py FOLDER [CHECKPOINT ...]
 """
 
+import gc
 import json
 import os
 import sys
@@ -87,6 +88,7 @@ def run(folder: Path, processes: int, checkpoints: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """What the launcher runs."""
+    gc.freeze()  # as in conftest.py
     destination = Path(sys.argv[1])
     outcome = run(destination, int(os.environ["WORLD_SIZE"]), json.loads(sys.argv[2]))
     torch.save(outcome, destination / f"rank{os.environ['RANK']}.pt")
