@@ -67,7 +67,7 @@ pong: $(STAMP) ## Pong from pixels by PPO (twenty minutes)
 gridworld cartpole pong:
 	$(BIN)/python -m classic_rl.$@ $(ARGS)
 
-test: $(STAMP) ## the tests (under ten minutes on two cores)
+test: $(STAMP) ## the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest -q
 
 test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (forty to fifty minutes)

@@ -8,9 +8,6 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import RewardTrainer
 
-# Tokens of the longer side of a pair (`encode_pairs`).
-LENGTH = "length"
-
 
 class PairTrainer(RewardTrainer):
     """A `RewardTrainer` whose `train_sampling_strategy` may be batch_rebalance: passes of pairs of like lengths.
@@ -20,19 +17,14 @@ class PairTrainer(RewardTrainer):
     step of an epoch alone may have a pass of fewer pairs, as with random order.
     """
 
-    _signature_columns: list[str] | None
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns = self._signature_columns or []
-        self._signature_columns = columns if LENGTH in columns else [*columns, LENGTH]
-
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         args = self.args
         if args.train_sampling_strategy != "batch_rebalance":
             return super()._get_train_sampler(train_dataset)
+        pairs = self.train_dataset if train_dataset is None else train_dataset
+        sides = zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
         return LikeLengthSampler(
-            (self.train_dataset if train_dataset is None else train_dataset)[LENGTH],
+            [max(map(len, pair)) for pair in sides],
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
         )
@@ -42,7 +34,7 @@ class LikeLengthSampler(Sampler[int]):
     """Each step has the rows that chance gives it; within the step they are sorted, so that its passes have like lengths.
 
     Args:
-        lengths: of each row, in tokens.
+        lengths: of each row, in tokens; of a pair that of its longer side.
         step_size: rows of a step, of all passes and processes.
         seed: another order in each epoch follows from it.
     """

@@ -104,7 +104,7 @@ def encode_pairs(
 
     Returns:
         The rows with the columns `chosen_ids` and `rejected_ids` beside their own, which TRL's `RewardTrainer` takes as
-        tokenized, and `length`, the tokens of the longer side; and how many were dropped.
+        tokenized; and how many were dropped.
 
     Raises:
         DataError: all pairs are identical after the cut.
@@ -119,13 +119,11 @@ def encode_pairs(
             known[key] = cut(encode(tokenizer, prompt, completion), max_length, tokenizer)
         return known[key]
 
-    def encode_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        chosen, rejected = (
-            [ids(*text) for text in zip(rows["prompt"], rows[side], strict=True)]
+    def encode_rows(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        return {
+            f"{side}_ids": [ids(*text) for text in zip(rows["prompt"], rows[side], strict=True)]
             for side in ("chosen", "rejected")
-        )
-        lengths = [max(map(len, pair)) for pair in zip(chosen, rejected, strict=True)]
-        return {"chosen_ids": chosen, "rejected_ids": rejected, "length": lengths}
+        }
 
     encoded = dataset.map(encode_rows, batched=True, desc="Tokenizing pairs")
     kept = [

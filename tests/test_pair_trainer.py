@@ -90,7 +90,8 @@ def test_a_step_of_passes_of_like_lengths_is_that_of_one_pass_of_all_its_pairs(
         gradient_accumulation_steps=accumulation,
         train_sampling_strategy="batch_rebalance",
     )
-    longest = sorted(pairs["length"], reverse=True)[:: NUM_PAIRS // accumulation]
+    lengths = [max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in pairs]
+    longest = sorted(lengths, reverse=True)[:: NUM_PAIRS // accumulation]
     assert divided.shapes == [(2 * NUM_PAIRS // accumulation, length) for length in longest]
     for name, parameter in whole.model.named_parameters():
         torch.testing.assert_close(divided.model.get_parameter(name), parameter, rtol=1e-6, atol=1e-9)
