@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from trl import extract_prompt, maybe_convert_to_chatml
-
 from tieback.data.conversations import (
     Message,
     as_messages,
@@ -132,6 +130,10 @@ def convert(records: Iterable[Record], kind: Kind, source: str) -> tuple[list[Ro
 
 def _to_chatml(row: Row) -> Row:
     """Copy a row without its null columns, with `role` / `content` for `from` / `value` and `messages` for `conversations`."""
+    from trl import (
+        maybe_convert_to_chatml,  # here, since it loads Transformers' models: two seconds of every --help
+    )
+
     return maybe_convert_to_chatml(
         copy.deepcopy({column: value for column, value in row.items() if value is not None})
     )
@@ -200,6 +202,8 @@ def _split_shared(chosen: Any, rejected: Any, where: str) -> tuple[Any, Any, Any
         check_text(rejected, where, "rejected")
         if chosen[0] != rejected[0]:
             raise _DroppedError("no_shared_prompt")
+        from trl import extract_prompt  # here, as above
+
         split = extract_prompt({"chosen": chosen, "rejected": rejected})
         parts = (split["prompt"], split["chosen"], split["rejected"])
     if not parts[0]:

@@ -6,9 +6,14 @@ Takes every setting of ppo.py. Of a model its config alone is read; the trainer'
 contents, whose sizes are added up. No stage needs to have run: where that of SFT has not, the model is that of its recipe.
 """
 
+if __name__ == "__main__":
+    from tieback.pipeline.help import print_help_if_asked
+
+    print_help_if_asked("memory", "ppo")  # before the imports of a run
+
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,10 +33,11 @@ from tieback.pipeline.live_memory import Sizes, phases_of, size_of
 from tieback.pipeline.memory_of_processes import Estimate, read_backend, shared_out
 from tieback.pipeline.model_loading import loading, new_adapter
 from tieback.pipeline.planned_start import planned_start
-from tieback.pipeline.ppo import PPOArguments
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.rollout.adapters import adapter_parameters
 from tieback.pipeline.rollout.token_scores import base_model
+from tieback.pipeline.settings.memory import DATACLASS_TYPES
+from tieback.pipeline.settings.ppo import PPOArguments
 from tieback.pipeline.stage import quiet_libraries
 from tieback.pipeline.trainer import PPOConfig
 from tieback.pipeline.trainer.actor_critic import ActorCritic
@@ -48,34 +54,10 @@ ADAMW_BYTES = 8
 MIB = 2**20
 
 
-@dataclass
-class MemoryArguments:
-    """What is asked of the estimate."""
-
-    prompt_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a prompt; max_prompt_length where not set."}
-    )
-    accelerate_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "File of accelerate_configs/ that the run is launched with; one process if not given."
-        },
-    )
-    json: str | None = field(
-        default=None, metadata={"help": "File that the figures are written to, in bytes."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.prompt_length is not None and self.prompt_length < 1:
-            raise ValueError(f"prompt_length must be at least 1, got {self.prompt_length}.")
-
-
 def main() -> None:
     """Print the estimate of a run."""
     quiet_libraries()
-    run_args, ppo_args, args, model_args, memory_args = parse_stage(
-        "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, MemoryArguments), writes=False
-    )
+    run_args, ppo_args, args, model_args, memory_args = parse_stage("ppo", DATACLASS_TYPES, writes=False)
     sizes = sizes_of(args, memory_args.prompt_length)
     estimate = estimate_of(run_args, ppo_args, args, model_args, sizes, memory_args.accelerate_config)
     show(estimate, sizes)

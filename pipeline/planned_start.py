@@ -10,14 +10,13 @@ from typing import Any
 from accelerate import PartialState
 from peft import PeftConfig
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
-from trl import ModelConfig, SFTConfig
+from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, first_line
 from tieback.pipeline.arguments import RunArguments, parse_stage
 from tieback.pipeline.model_loading import loading, new_adapter
 from tieback.pipeline.pypi_models import folder_of
-from tieback.pipeline.resume import ResumeSettings
-from tieback.pipeline.sft import SFTArguments
+from tieback.pipeline.settings import sft
 from tieback.reward_model.adapter import base_of
 
 
@@ -59,7 +58,7 @@ def _as_sft_will_leave_it(run_args: RunArguments, model_args: ModelConfig) -> Pl
         run_args.require("sft", "metrics.json")
     _, data_args, _, _, sft_args = parse_stage(
         "sft",
-        (RunArguments, SFTArguments, ResumeSettings, SFTConfig, ModelConfig),
+        sft.DATACLASS_TYPES,
         ["--config", str(recipe)],
         writes=False,
     )
@@ -74,7 +73,7 @@ def _as_sft_will_leave_it(run_args: RunArguments, model_args: ModelConfig) -> Pl
     return PlannedStart(_config(base_of(name) or name, as_loaded), name, adapter)
 
 
-def _new_config(data_args: SFTArguments, recipe: str) -> LlamaConfig:
+def _new_config(data_args: sft.SFTArguments, recipe: str) -> LlamaConfig:
     """Config of a model that is made from it; a trained tokenizer has as many tokens as it may have."""
     fields: Any = data_args.model_config
     if not isinstance(fields, dict):

@@ -9,6 +9,11 @@ the full learning rate, in which sampling is held against scoring; and whether t
 nothing. The exit status is 1 where a check failed.
 """
 
+if __name__ == "__main__":
+    from tieback.pipeline.help import print_help_if_asked
+
+    print_help_if_asked("preflight", "ppo")  # before the imports of a run
+
 import copy
 import json
 import math
@@ -16,7 +21,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,14 @@ from tieback.data.sources import load_rows
 from tieback.data.worlds import WORLDS
 from tieback.pipeline import preflight_checks as checks
 from tieback.pipeline.arguments import RunArguments, parse_stage
-from tieback.pipeline.evaluate import EvaluateArguments
 from tieback.pipeline.memory import estimate_of, sizes_of
-from tieback.pipeline.ppo import PPOArguments, make_trainer, reward_names
+from tieback.pipeline.ppo import make_trainer, reward_names
 from tieback.pipeline.preflight_checks import Finding, Verdict
 from tieback.pipeline.rollout.texts import Rollout, encode_prompts
 from tieback.pipeline.scorers import Scorer, call_scorers
+from tieback.pipeline.settings import evaluate as evaluate_settings
+from tieback.pipeline.settings.ppo import PPOArguments
+from tieback.pipeline.settings.preflight import DATACLASS_TYPES
 from tieback.pipeline.stage import quiet_libraries
 from tieback.pipeline.trainer import PPOConfig, PPOTrainer
 from tieback.pipeline.trainer.passes import row_lengths
@@ -56,27 +63,10 @@ _WIDTH = 42  # of the names of checks
 _COLOURS = {Verdict.PASSED: "green", Verdict.LOOK: "yellow", Verdict.FAILED: "bold red"}
 
 
-@dataclass
-class PreflightArguments:
-    """What is asked of the preflight."""
-
-    accelerate_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "File of accelerate_configs/ that the run will be launched with, for the memory of a process; one process where not set. The trial itself is always one process."
-        },
-    )
-    json: str | None = field(
-        default=None, metadata={"help": "File that the findings are written to, as a list of objects."}
-    )
-
-
 def main() -> None:
     """Check, print each finding as it is made, then all of them."""
     quiet_libraries()
-    run_args, ppo_args, args, model_args, own_args = parse_stage(
-        "ppo", (RunArguments, PPOArguments, PPOConfig, ModelConfig, PreflightArguments), writes=False
-    )
+    run_args, ppo_args, args, model_args, own_args = parse_stage("ppo", DATACLASS_TYPES, writes=False)
     if PartialState().num_processes > 1:
         raise UsageError("A preflight is made by one process: start it without a launcher.")
     found: list[Finding] = []
@@ -215,7 +205,7 @@ def _held_out_prompts(run_args: RunArguments, ppo_args: PPOArguments) -> list[st
     if not recipe.is_file():
         return None
     _, evaluate = parse_stage(
-        "evaluate", (RunArguments, EvaluateArguments), ["--config", str(recipe)], writes=False
+        "evaluate", evaluate_settings.DATACLASS_TYPES, ["--config", str(recipe)], writes=False
     )
     # A source that the command line names is that of every stage.
     name = str(evaluate.dataset_name or ppo_args.dataset_name)

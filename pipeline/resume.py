@@ -7,15 +7,19 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
-from transformers import Trainer
 
 from tieback.cli.arguments import nearest
 from tieback.cli.errors import UsageError
 from tieback.cli.results import METRICS, changed_settings, write_json
+
+if TYPE_CHECKING:
+    from transformers import (
+        Trainer,  # loads all that a run needs, and the settings here are part of a program's help
+    )
 
 # What Trainer writes last: a checkpoint without it was torn by a kill.
 TRAINER_STATE = "trainer_state.json"
@@ -247,7 +251,7 @@ def check_changes(
     return changed
 
 
-def launch_settings(trainer: Trainer) -> dict[str, Any]:
+def launch_settings(trainer: "Trainer") -> dict[str, Any]:
     """What launcher and settings together decide: the batch of all processes, precision, and the form of checkpoints."""
     args, accelerator = trainer.args, trainer.accelerator
     sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps

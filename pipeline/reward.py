@@ -11,11 +11,15 @@ score 0 on average, and pairs of prompts that were held out say what the model i
 Writes the model, its tokenizer, `calibration.png` (and .json) and metrics.json into `<run_dir>/reward`.
 """
 
+if __name__ == "__main__":
+    from tieback.pipeline.help import print_help_if_asked
+
+    print_help_if_asked("reward")  # before the imports of a run
+
 import json
 import random
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,11 +28,11 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from trl import ModelConfig, RewardConfig
+from trl import ModelConfig
 
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import load_rows
-from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.arguments import parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
 from tieback.pipeline.hub import claim_repository, publish
@@ -43,13 +47,14 @@ from tieback.pipeline.model_loading import (
     new_adapter,
 )
 from tieback.pipeline.pair_trainer import PairTrainer
-from tieback.pipeline.preference_pairs import PairArguments, collected_pairs, pairs_to_learn_from
+from tieback.pipeline.preference_pairs import collected_pairs, pairs_to_learn_from
 from tieback.pipeline.progress import FirstStep, show_figures
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
-from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
+from tieback.pipeline.resume import checkpoint_to_resume, launch_settings, settings_check
 from tieback.pipeline.rollout.responses import gather_in_order, own_share
 from tieback.pipeline.rollout.token_scores import base_model
+from tieback.pipeline.settings.reward import DATACLASS_TYPES, RewardArguments
 from tieback.pipeline.stage import finish_stage, quiet_libraries
 from tieback.reward_model.adapter import base_of
 from tieback.reward_model.encoding import encode, encode_pairs, longest_text
@@ -70,34 +75,10 @@ from tieback.reward_model.report import (
 from tieback.reward_model.scoring import RewardScorer
 
 
-@dataclass
-class RewardArguments:
-    """Pairs held out, what the scores are centred on, and how LoRA is written."""
-
-    held_out_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the prompts whose pairs are held out for the report."}
-    )
-    demonstrations_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Source of the demonstrations that score 0 on average: helpdesk, a file or a hub data set; the chosen responses of the training pairs where not set."
-        },
-    )
-    merge_adapter: bool = field(
-        default=False,
-        metadata={
-            "help": "With use_peft: write a whole model with the adapter merged in. Where not set, the adapter and the head stay by themselves, so that PPO can put them on the policy's base."
-        },
-    )
-    num_demonstrations: int = field(default=1000, metadata={"help": "Most demonstrations of them."})
-
-
 def main() -> None:
     """Run the stage."""
     quiet_libraries()
-    run, pair_args, data_args, resume_args, args, model_args = parse_stage(
-        "reward", (RunArguments, PairArguments, RewardArguments, ResumeSettings, RewardConfig, ModelConfig)
-    )
+    run, pair_args, data_args, resume_args, args, model_args = parse_stage("reward", DATACLASS_TYPES)
     started = time.perf_counter()
     if args.train_sampling_strategy == "group_by_length":
         raise UsageError(

@@ -10,9 +10,12 @@ conversations). The model is one by name or folder (`model_name_or_path`), with 
 Writes the model (safetensors; the adapter alone for LoRA), its tokenizer and metrics.json into `<run_dir>/sft`.
 """
 
-import json
+if __name__ == "__main__":
+    from tieback.pipeline.help import print_help_if_asked
+
+    print_help_if_asked("sft")  # before the imports of a run
+
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTTrainer
 
 from tieback.cli.errors import UsageError, run
 from tieback.data.sources import Rows, load_rows
 from tieback.data.tokenizer import train_tokenizer
-from tieback.pipeline.arguments import RunArguments, parse_stage
+from tieback.pipeline.arguments import parse_stage
 from tieback.pipeline.digests import rows_digest, tokenizer_digest, weights_digest
 from tieback.pipeline.finished import is_finished
 from tieback.pipeline.hub import claim_repository, publish
@@ -43,56 +46,15 @@ from tieback.pipeline.progress import FirstStep, show_figures
 from tieback.pipeline.prompts import fit_prompts
 from tieback.pipeline.pypi_models import folder_of
 from tieback.pipeline.resumable_trainer import resumable
-from tieback.pipeline.resume import ResumeSettings, checkpoint_to_resume, launch_settings, settings_check
+from tieback.pipeline.resume import checkpoint_to_resume, launch_settings, settings_check
+from tieback.pipeline.settings.sft import DATACLASS_TYPES, SFTArguments
 from tieback.pipeline.stage import finish_stage, quiet_libraries
-
-
-@dataclass
-class SFTArguments:
-    """Demonstrations to learn from, and the model where none is named."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Source of the demonstrations: helpdesk (the built-in world), a local file (JSON, JSONL, CSV, Parquet), or a hub data set."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    max_rows: int | None = field(
-        default=None, metadata={"help": "Most demonstrations that are read; of helpdesk, how many are made."}
-    )
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most tokens in a prompt: rows with a longer one are left out and counted. Where not set, a prompt that does not fit into max_length is an error."
-        },
-    )
-    eval_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the demonstrations held out for loss/eval; 0 for none."}
-    )
-    model_config: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Fields of a new LlamaConfig, as JSON; used where no model_name_or_path is named."},
-    )
-    tokenizer_vocab_size: int = field(
-        default=1024, metadata={"help": "Size of the vocabulary of a new model's tokenizer, in tokens."}
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.model_config, str):
-            try:
-                self.model_config = json.loads(self.model_config)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"model_config is not valid JSON: {error}") from error
 
 
 def main() -> None:
     """Run the stage."""
     quiet_libraries()
-    run, data_args, resume_args, args, model_args = parse_stage(
-        "sft", (RunArguments, SFTArguments, ResumeSettings, SFTConfig, ModelConfig)
-    )
+    run, data_args, resume_args, args, model_args = parse_stage("sft", DATACLASS_TYPES)
     started = time.perf_counter()
     repository = claim_repository(args, run.recipe)
     if model_args.model_name_or_path is not None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "collect", "reward", "ppo", "evaluate")
 PROGRAMS = (
     *STAGES,
+    "memory",
+    "preflight",
     "label",
     "rlhf",
     "pipeline.label",
@@ -67,6 +70,21 @@ def test_help_is_printed_from_any_folder(printed: dict[str, Any], stage: str) ->
         assert option in output
 
 
+def test_help_of_the_stages_loads_nothing_that_only_a_run_needs(printed: dict[str, Any]) -> None:
+    assert printed["loaded for help"] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_is_that_of_all_the_settings_which_a_run_reads(
+    printed: dict[str, Any], stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", [stage, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"tieback.pipeline.{stage}").main()
+    assert capsys.readouterr().out == printed[stage]["output"]
+
+
 def test_a_missing_stage_is_one_line_and_status_2(printed: dict[str, Any]) -> None:
     assert printed["a missing stage"]["status"] == 2
     assert printed["a missing stage"]["errors"].strip().splitlines()[-1] == (
@@ -101,6 +119,14 @@ def test_no_file_in_the_pipeline_is_named_like_something_that_can_be_imported() 
     # What the package `evaluate` offers is used by nothing here.
     assert taken - {"evaluate", "__init__", "__pycache__"} == set()
     assert not names & set(sys.stdlib_module_names)
+
+
+def test_every_folder_with_code_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]
+    rooms = {package.split(".")[1] for package in packages if "." in package}
+    folders = {file.parent.relative_to(ROOT) for room in rooms for file in (ROOT / room).rglob("__init__.py")}
+    assert {"tieback", *(".".join(("tieback", *folder.parts)) for folder in folders)} == set(packages)
 
 
 def run_here(stage: str, folder: Path, *options: str) -> None:

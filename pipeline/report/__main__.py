@@ -8,8 +8,6 @@ import argparse
 from pathlib import Path
 
 from tieback.cli.errors import run
-from tieback.pipeline.report.comparison import evaluation_folder, render_comparison
-from tieback.pipeline.report.gather import write_report
 
 
 def main() -> None:
@@ -23,6 +21,10 @@ def main() -> None:
         help="Page of several runs; that of one is its own evaluate/report.html.",
     )
     args = parser.parse_args()
+    # After the flags are read: they take seconds to load, and --help needs none of them.
+    from tieback.pipeline.report.comparison import evaluation_folder, render_comparison
+    from tieback.pipeline.report.gather import write_report
+
     if len(args.runs) == 1:
         path = write_report(evaluation_folder(args.runs[0]))
     else:

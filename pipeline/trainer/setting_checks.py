@@ -8,11 +8,6 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
-from transformers import Trainer, get_scheduler
-from transformers.integrations import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-)
 
 # Settings of Trainer whose other values would have no effect here, or a wrong one: the values that may be, and why.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -123,6 +118,13 @@ def check_available(args: Any) -> None:
     Raises:
         ValueError: a tracker, the optimiser's library or an argument of the schedule is missing.
     """
+    # Here, since they load all that a run needs: the settings alone are printed by --help.
+    from transformers import Trainer, get_scheduler
+    from transformers.integrations import (
+        get_available_reporting_integrations,
+        get_reporting_integration_callbacks,
+    )
+
     get_reporting_integration_callbacks(args.report_to)
     installed = (
         *get_available_reporting_integrations(),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("sft", "collect", "reward", "ppo", "evaluate", "label", "rlhf")
+STAGES = ("sft", "collect", "reward", "ppo", "evaluate", "memory", "preflight")
+OTHERS = ("label", "rlhf")
 MODULES = (
     "pipeline.label",
     "pipeline.report",
@@ -22,6 +23,8 @@ MODULES = (
     "classic_rl.pong",
 )
 LIBRARIES = ("trl", "datasets", "transformers", "peft", "accelerate")
+# What a run needs, and help does not: each takes half a second or more to load.
+OF_A_RUN = ("peft", "datasets", "torch._dynamo", "torch.distributed.fsdp", "transformers.trainer")
 
 
 def run(program: str, *options: str) -> dict[str, Any]:
@@ -61,7 +64,9 @@ def our_modules() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    results: dict[str, Any] = {program: run(program, "--help") for program in (*STAGES, *MODULES)}
+    results: dict[str, Any] = {program: run(program, "--help") for program in STAGES}
+    results["loaded for help"] = [name for name in OF_A_RUN if name in sys.modules]
+    results |= {program: run(program, "--help") for program in (*OTHERS, *MODULES)}
     results["a missing stage"] = run("ppo", "--run_dir", "nothing")
     results["libraries"] = {name: sys.modules[name].__file__ for name in LIBRARIES if name in sys.modules}
     print(json.dumps(results))
