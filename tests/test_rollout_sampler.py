@@ -25,8 +25,8 @@ class Scripted:
     def __init__(self, continuations: list[list[int]]):
         self.continuations = torch.tensor(continuations)
 
-    def generate(self, input_ids: Tensor, **_: Any) -> Tensor:
-        return torch.cat([input_ids, self.continuations[: len(input_ids)]], dim=1)
+    def generate(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(sequences=torch.cat([input_ids, self.continuations[: len(input_ids)]], dim=1))
 
 
 def sampler(
@@ -236,10 +236,11 @@ def test_the_models_own_settings_come_back_also_after_an_error(monkeypatch: pyte
 def test_generation_in_pieces_gives_every_row_its_completion(tmp_path: Path) -> None:
     seen: list[list[int]] = []
 
-    def generate(input_ids: Tensor, **_: Any) -> Tensor:
+    def generate(input_ids: Tensor, **_: Any) -> SimpleNamespace:
         seen.append(list(input_ids.shape))
         # Each row answers with its own last prompt token.
-        return torch.cat([input_ids, input_ids[:, -1:], torch.full((len(input_ids), 1), END)], dim=1)
+        answers = [input_ids[:, -1:], torch.full((len(input_ids), 1), END)]
+        return SimpleNamespace(sequences=torch.cat([input_ids, *answers], dim=1))
 
     completions, _ = sample(sampler(SimpleNamespace(generate=generate), [END], batch_size=2), PROMPTS)
     # Prompts of like lengths together: of 1 and 2 tokens, of 3 and 4, and of 7.

@@ -217,8 +217,7 @@ def test_an_engine_leaves_no_trace_in_the_random_numbers_of_the_process() -> Non
     torch.testing.assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
 
 
-@pytest.mark.vllm
-@pytest.mark.parametrize("name", ["transformers", "vllm"])
+@pytest.mark.parametrize("name", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 def test_each_response_of_a_small_language_comes_as_often_as_it_is_likely(name: str) -> None:
     """A χ² test over all 156 responses, for which each is expected five times or is put with the rest."""
     words = language.six_words()

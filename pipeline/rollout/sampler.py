@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tieback.cli.errors import UsageError
+from tieback.pipeline.rollout.generation import generate_completions
 from tieback.pipeline.rollout.settings import RolloutSettings
 
 
@@ -147,27 +148,24 @@ class TransformersSampler:
         if seed is not None:
             torch.manual_seed(seed)
         config = copy.deepcopy(self.config)
-        # Not otherwise: it would keep each batch's key-value cache until the next one is done.
-        config.return_dict_in_generate = config.output_scores = with_logprobs
         if max_length is not None:
             config.max_new_tokens = min(config.max_new_tokens, max_length)
         size = self.batch_size or len(prompt_ids)
         # Prompts of like lengths together, for little padding.
         order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
         order = order if size < len(prompt_ids) else list(range(len(prompt_ids)))
-        # The whole model is here: processes need not wait for one another's longest completion.
-        arguments = {"generation_config": config, "synced_gpus": False}
         completions: dict[int, Completion] = {}
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             ids, mask = left_pad([prompt_ids[row] for row in rows], config.pad_token_id, self.device)
-            output = self._model.generate(input_ids=ids, attention_mask=mask, **arguments)
-            sampled = (output.sequences if with_logprobs else output)[:, ids.shape[1] :]
-            logprobs = drawn_logprobs(output.scores, sampled).tolist() if with_logprobs else None
-            for place, (row, tokens) in enumerate(zip(rows, sampled.tolist(), strict=True)):
+            sampled, logprobs = generate_completions(
+                self._model, ids, mask, config, self.end_ids, with_logprobs
+            )
+            for row, tokens, of_tokens in zip(rows, sampled, logprobs, strict=True):
                 kept, truncated = cut_at_end(tokens, self.end_ids)
-                row_logprobs = None if logprobs is None else logprobs[place][: len(kept)]
-                completions[row] = Completion(kept, truncated, row_logprobs)
+                completions[row] = Completion(
+                    kept, truncated, of_tokens[: len(kept)] if with_logprobs else None
+                )
         return [completions[row] for row in range(len(prompt_ids))]
 
     def unlike_scoring(self) -> list[str]:
@@ -233,19 +231,6 @@ def left_pad(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[
     ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
-
-
-def drawn_logprobs(scores: tuple[Tensor, ...], sampled: Tensor) -> Tensor:
-    """Log-probabilities [b, T] of sampled ids [b, T] under the `scores` of `generate`, T tensors [b, vocabulary].
-
-    Scores are the logits after temperature and every processor: what was sampled from. One step at a time, so that
-    no [b, T, vocabulary] is held.
-    """
-    steps = [
-        step.float().log_softmax(-1).gather(-1, sampled[:, place].unsqueeze(-1))
-        for place, step in enumerate(scores)
-    ]
-    return torch.cat(steps, dim=1)
 
 
 def cut_at_end(generated: list[int], end_ids: list[int]) -> tuple[list[int], bool]:
