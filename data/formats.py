@@ -130,9 +130,8 @@ def convert(records: Iterable[Record], kind: Kind, source: str) -> tuple[list[Ro
 
 def _to_chatml(row: Row) -> Row:
     """Copy a row without its null columns, with `role` / `content` for `from` / `value` and `messages` for `conversations`."""
-    from trl import (
-        maybe_convert_to_chatml,  # here, since it loads Transformers' models: two seconds of every --help
-    )
+    # Here, since it loads Transformers' models: two seconds of every --help.
+    from trl import maybe_convert_to_chatml
 
     return maybe_convert_to_chatml(
         copy.deepcopy({column: value for column, value in row.items() if value is not None})
@@ -202,7 +201,7 @@ def _split_shared(chosen: Any, rejected: Any, where: str) -> tuple[Any, Any, Any
         check_text(rejected, where, "rejected")
         if chosen[0] != rejected[0]:
             raise _DroppedError("no_shared_prompt")
-        from trl import extract_prompt  # here, as above
+        from trl import extract_prompt  # here, as in `_to_chatml`
 
         split = extract_prompt({"chosen": chosen, "rejected": rejected})
         parts = (split["prompt"], split["chosen"], split["rejected"])

@@ -17,9 +17,8 @@ from tieback.cli.errors import UsageError
 from tieback.cli.results import METRICS, changed_settings, write_json
 
 if TYPE_CHECKING:
-    from transformers import (
-        Trainer,  # loads all that a run needs, and the settings here are part of a program's help
-    )
+    # It loads all that a run needs, and the settings here are part of a program's help.
+    from transformers import Trainer
 
 # What Trainer writes last: a checkpoint without it was torn by a kill.
 TRAINER_STATE = "trainer_state.json"
