@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import toy
-from transformers import GenerationConfig
+from transformers import GenerationConfig, integrations
 
-from tieback.pipeline.trainer import PPOConfig, setting_checks
+from tieback.pipeline.trainer import PPOConfig
 from tieback.pipeline.trainer.config import HARMLESS_GENERATION_SETTINGS, SETTINGS_WITH_A_FIELD
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -212,7 +212,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused(
 ) -> None:
     settings, message = REFUSED[setting]
     # Whatever is installed here.
-    monkeypatch.setattr(setting_checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["tensorboard"])
     monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
     defaults = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     with pytest.raises(ValueError, match=message):
