@@ -70,7 +70,7 @@ gridworld cartpole pong:
 test: $(STAMP) ## the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest -q
 
-test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (forty to fifty minutes)
+test-more: $(STAMP) ## slower tests: every backend on two processes, kills, mutants (thirty to forty minutes)
 	$(BIN)/python -m pytest -q -m 'slow and not long and not vllm'
 
 test-slow: $(STAMP) ## all tests, those of many minutes too
