@@ -113,7 +113,12 @@ class StageParser(RecipeParser):
 
 
 def parse_stage(
-    stage: str, dataclass_types: tuple[type, ...], argv: list[str] | None = None, *, writes: bool = True
+    stage: str,
+    dataclass_types: tuple[type, ...],
+    argv: list[str] | None = None,
+    *,
+    writes: bool = True,
+    program: str | None = None,
 ) -> tuple[Any, ...]:
     """Read `--config` and the command line.
 
@@ -128,6 +133,7 @@ def parse_stage(
         dataclass_types: what to fill; one of them is a `RunArguments`.
         argv: command line without the program; `sys.argv[1:]` when None.
         writes: whether the program writes into the run's folder, and so is to say which it is.
+        program: name of the script, where it is not the stage's.
 
     Returns:
         One instance for each of `dataclass_types`.
@@ -147,7 +153,7 @@ def parse_stage(
     at = argv.index("--config") + 1
     config_path = recipe_path(argv[at], stage)
     argv[at] = str(config_path)
-    parser = StageParser(dataclass_types, prog=f"pipeline/{stage}.py")
+    parser = StageParser(dataclass_types, prog=f"pipeline/{program or stage}.py")
     known = {action.dest for action in parser._actions}
     recipe = _read_recipe(config_path, known)
     if "disable_tqdm" in known:

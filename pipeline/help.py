@@ -1,4 +1,4 @@
-"""`--help` of a stage, by its settings alone: all that a run imports takes twice as long to load."""
+"""`--help` of a stage, by its settings alone: all that a run imports takes more than twice as long to load."""
 
 import importlib
 import sys
@@ -23,7 +23,7 @@ def print_help_if_asked(program: str, stage: str | None = None) -> None:
     settings = importlib.import_module(f"tieback.pipeline.settings.{program}")
 
     def print_help() -> None:
-        parse_stage(stage or program, settings.DATACLASS_TYPES)
+        parse_stage(stage or program, settings.DATACLASS_TYPES, program=program)
 
     run(print_help)
 
@@ -31,8 +31,8 @@ def print_help_if_asked(program: str, stage: str | None = None) -> None:
 def _leave_peft_out() -> None:
     """Tell Transformers that there is no PEFT.
 
-    Its TrainingArguments would import PEFT for the Trainer, and PEFT imports torch's compiler and FSDP: half of the time, and
-    no setting depends on it.
+    Its TrainingArguments would import PEFT for the Trainer, and PEFT imports torch's compiler and FSDP: about two
+    seconds, and no setting depends on it.
     """
     import transformers.utils
 

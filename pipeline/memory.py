@@ -57,7 +57,9 @@ MIB = 2**20
 def main() -> None:
     """Print the estimate of a run."""
     quiet_libraries()
-    run_args, ppo_args, args, model_args, memory_args = parse_stage("ppo", DATACLASS_TYPES, writes=False)
+    run_args, ppo_args, args, model_args, memory_args = parse_stage(
+        "ppo", DATACLASS_TYPES, writes=False, program="memory"
+    )
     sizes = sizes_of(args, memory_args.prompt_length)
     estimate = estimate_of(run_args, ppo_args, args, model_args, sizes, memory_args.accelerate_config)
     show(estimate, sizes)

@@ -66,7 +66,9 @@ _COLOURS = {Verdict.PASSED: "green", Verdict.LOOK: "yellow", Verdict.FAILED: "bo
 def main() -> None:
     """Check, print each finding as it is made, then all of them."""
     quiet_libraries()
-    run_args, ppo_args, args, model_args, own_args = parse_stage("ppo", DATACLASS_TYPES, writes=False)
+    run_args, ppo_args, args, model_args, own_args = parse_stage(
+        "ppo", DATACLASS_TYPES, writes=False, program="preflight"
+    )
     if PartialState().num_processes > 1:
         raise UsageError("A preflight is made by one process: start it without a launcher.")
     found: list[Finding] = []

@@ -32,7 +32,7 @@ def sampler(model: nn.Module, temperature: float, **arguments: object) -> Transf
 
 
 def completions_and_work(
-    model: PreTrainedModel, temperature: float = 1e-4, **arguments: object
+    model: PreTrainedModel, temperature: float = 1e-4, prompts: list[list[int]] = PROMPTS, **arguments: object
 ) -> tuple[list[Completion], int, int]:
     """Completions, how many tokens the model computed for them (a prompt's tokens once more where it is), and in how many calls."""
     computed = []
@@ -46,7 +46,7 @@ def completions_and_work(
     model.generate = lambda **kwargs: calls.append(kwargs) or generate(**kwargs)  # type: ignore[method-assign]
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        completions = sampler(model, temperature, **arguments).sample(PROMPTS, seed=0, with_logprobs=True)
+        completions = sampler(model, temperature, **arguments).sample(prompts, seed=0, with_logprobs=True)
     finally:
         hook.remove()
         model.generate = generate  # type: ignore[method-assign]
@@ -93,12 +93,8 @@ def test_a_cache_that_is_not_as_expected_is_computed_anew_once(monkeypatch: pyte
 
 def test_few_rows_are_computed_to_the_end_in_one_call() -> None:
     model = family("llama", TOK)
-    made = sampler(model, 1.0)
-    calls = []
-    generate = model.generate
-    model.generate = lambda **kwargs: calls.append(kwargs) or generate(**kwargs)  # type: ignore[method-assign]
-    assert len(made.sample(PROMPTS[:8], seed=0)) == 8
-    assert len(calls) == 1
+    assert completions_and_work(model, prompts=PROMPTS[:8])[2] == 1
+    assert completions_and_work(model, prompts=PROMPTS[:20])[2] > 1
 
 
 @pytest.mark.parametrize("arguments", [{"cache_implementation": "static"}, {"use_cache": False}])

@@ -61,7 +61,7 @@ def printed(elsewhere: Path) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "memory", "preflight"])
 def test_help_is_printed_from_any_folder(printed: dict[str, Any], stage: str) -> None:
     output = printed[stage]["output"]
     assert printed[stage]["status"] == 0
@@ -74,7 +74,7 @@ def test_help_of_the_stages_loads_nothing_that_only_a_run_needs(printed: dict[st
     assert printed["loaded for help"] == []
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "memory", "preflight"])
 def test_help_is_that_of_all_the_settings_which_a_run_reads(
     printed: dict[str, Any], stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

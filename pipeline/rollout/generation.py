@@ -39,7 +39,13 @@ class _EnoughEnded(StoppingCriteria):
 
 
 def generate_completions(
-    model: Any, ids: Tensor, mask: Tensor, config: GenerationConfig, end_ids: list[int], with_logprobs: bool
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    config: GenerationConfig,
+    length: int,
+    end_ids: list[int],
+    with_logprobs: bool,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Sample a completion for each of b rows.
 
@@ -48,6 +54,7 @@ def generate_completions(
         ids: [b, P], padded on the left.
         mask: [b, P], 1 where `ids` are no padding.
         config: of generation. Where it names a kind of cache, all rows are computed to the end.
+        length: most tokens of a completion, in the place of the config's.
         end_ids: ids that end a completion.
         with_logprobs: give log-probabilities too.
 
@@ -64,7 +71,7 @@ def generate_completions(
     tokens: list[list[int]] = [[] for _ in ids]
     logprobs: list[list[float]] = [[] for _ in ids]
     cache: dict[str, Any] = {}
-    rows, left = list(range(len(ids))), config.max_new_tokens
+    rows, left = list(range(len(ids))), length
     while rows and left:
         config.max_new_tokens = left
         count = max(_LEAST_ENDED, int(_ENDED_SHARE * len(rows))) if may_shrink else len(rows)
@@ -89,7 +96,7 @@ def generate_completions(
             ids = output.sequences[going]
             mask = torch.cat([mask[going], mask.new_ones(len(going), sampled.shape[1])], dim=1)
             cache = _of_rows(output.past_key_values, going)
-            may_shrink = bool(cache)  # computing it anew pays once
+            may_shrink = bool(cache)  # where it has to be computed anew, once is enough
         del output  # its key-value cache, and the logits
     return tokens, logprobs
 

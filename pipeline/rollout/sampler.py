@@ -4,7 +4,6 @@ A token's probability is softmax(logits / temperature) and nothing else, which i
 iteration compares the two.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -147,9 +146,8 @@ class TransformersSampler:
         """Sample one completion for each prompt (see `Sampler.sample`)."""
         if seed is not None:
             torch.manual_seed(seed)
-        config = copy.deepcopy(self.config)
-        if max_length is not None:
-            config.max_new_tokens = min(config.max_new_tokens, max_length)
+        longest = self.config.max_new_tokens
+        length = longest if max_length is None else min(longest, max_length)
         size = self.batch_size or len(prompt_ids)
         # Prompts of like lengths together, for little padding.
         order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
@@ -157,9 +155,9 @@ class TransformersSampler:
         completions: dict[int, Completion] = {}
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            ids, mask = left_pad([prompt_ids[row] for row in rows], config.pad_token_id, self.device)
+            ids, mask = left_pad([prompt_ids[row] for row in rows], self.config.pad_token_id, self.device)
             sampled, logprobs = generate_completions(
-                self._model, ids, mask, config, self.end_ids, with_logprobs
+                self._model, ids, mask, self.config, length, self.end_ids, with_logprobs
             )
             for row, tokens, of_tokens in zip(rows, sampled, logprobs, strict=True):
                 kept, truncated = cut_at_end(tokens, self.end_ids)
