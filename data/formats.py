@@ -133,8 +133,13 @@ def _to_chatml(row: Row) -> Row:
     # Here, since it loads Transformers' models: two seconds of every --help.
     from trl import maybe_convert_to_chatml
 
+    # It renames a message's keys in place, so messages are copied; what they hold stays, and a deep copy would take twice as long.
     return maybe_convert_to_chatml(
-        copy.deepcopy({column: value for column, value in row.items() if value is not None})
+        {
+            column: [copy.copy(entry) for entry in value] if isinstance(value, list) else value
+            for column, value in row.items()
+            if value is not None
+        }
     )
 
 
@@ -257,11 +262,14 @@ def _pairs(row: Row, shape: str, where: str) -> list[Row]:
         made = [_preference(row, where)]
     annotator = row.get("annotator")
     for pair in made:
-        digest = hashlib.sha256(json.dumps(pair["prompt"]).encode()).hexdigest()
-        pair["prompt_id"] = str(row.get("prompt_id", digest[:16]))
+        pair["prompt_id"] = str(row["prompt_id"]) if "prompt_id" in row else _digest(pair["prompt"])
         if annotator is not None:
             pair["annotator"] = str(annotator)
     return made
+
+
+def _digest(prompt: Any) -> str:
+    return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
 
 
 def _demonstrations(row: Row, shape: str, where: str) -> list[Row]:

@@ -22,7 +22,7 @@ class PairTrainer(RewardTrainer):
         if args.train_sampling_strategy != "batch_rebalance":
             return super()._get_train_sampler(train_dataset)
         pairs = self.train_dataset if train_dataset is None else train_dataset
-        sides = zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
+        sides = zip(pairs["chosen_ids"][:], pairs["rejected_ids"][:], strict=True)
         return LikeLengthSampler(
             [max(map(len, pair)) for pair in sides],
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -84,7 +84,7 @@ def without_unreliable(
             f"least_agreement compares annotators, and the pairs of {source} name {len(names - {None})} in a column `annotator`. "
             "Leave it out."
         )
-    agreements = agreement_with_others(rows.dataset)
+    agreements = agreement_with_others(rows.dataset.to_list())
     out = [name for name, agreement in agreements.items() if agreement.share < least_agreement]
     kept = rows.dataset.filter(lambda annotator: annotator not in out, input_columns="annotator")
     if not len(kept):
@@ -108,7 +108,7 @@ def agreed_pairs(rows: Rows, least_pair_agreement: float | None) -> Rows:
     """
     if least_pair_agreement is None:
         return rows
-    kept, disputed = merge_votes(rows.dataset, least_pair_agreement)
+    kept, disputed = merge_votes(rows.dataset.to_list(), least_pair_agreement)
     if not kept:
         raise UsageError(
             f"least_pair_agreement {least_pair_agreement} leaves out all {disputed} pairs: their annotators disagree. Lower it."

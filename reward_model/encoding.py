@@ -129,7 +129,7 @@ def encode_pairs(
     kept = [
         number
         for number, (chosen, rejected) in enumerate(
-            zip(encoded["chosen_ids"], encoded["rejected_ids"], strict=True)
+            zip(encoded["chosen_ids"][:], encoded["rejected_ids"][:], strict=True)
         )
         if chosen != rejected
     ]
