@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--run_dir", default="runs/helpdesk", help="run with sft, collect and reward (runs/helpdesk)"
     )
-    parser.add_argument("--iterations", type=int, default=80, help="of PPO (80, as the recipe has)")
+    parser.add_argument("--iterations", type=int, default=120, help="of PPO (120, as the recipe has)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of PPO (0 1 2)")
     add_page_flags(parser)
     return parser.parse_args(argv)
