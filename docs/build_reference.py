@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -75,17 +76,21 @@ def main() -> None:
     Raises:
         SystemExit: names without a docstring, one a line.
     """
-    missing = [name for module in modules() for name in undocumented(module)]
+    found = modules()
+    missing = [name for module in found for name in undocumented(module)]
     if missing:
         sys.exit("\n".join(["public names without a docstring:", *missing]))
     # pdoc reads a module's dictionary, where a name that is imported when it is first asked for does not stand yet.
-    for name in tieback.__all__:
-        setattr(tieback, name, getattr(tieback, name))
+    for module in found:
+        for name in getattr(module, "__all__", ()):
+            setattr(module, name, getattr(module, name))
     shutil.rmtree(OUTPUT, ignore_errors=True)
     pdoc.render.configure(docformat="google")
     packages = [p.name for p in pkgutil.iter_modules(tieback.__path__, "tieback.") if p.ispkg]
     # What that module hands on is TRL's, whose annotations need libraries that are not installed.
-    pdoc.pdoc("tieback", *packages, "!tieback.pipeline.trl_internals", output_directory=OUTPUT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # pdoc's of a name that it leaves out
+        pdoc.pdoc("tieback", *packages, "!tieback.pipeline.trl_internals", output_directory=OUTPUT)
     print(f"The reference: {OUTPUT / 'index.html'}")
 
 
