@@ -33,9 +33,10 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv and install the project into it
 
+# Python compiles what it imports, and keeps that unless it is told not to; pip would compile every file there is, for half a minute.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 rlhf: $(STAMP) ## the whole pipeline: sft, then ROUNDS times collect, reward, ppo, evaluate

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from tieback.cli.errors import UsageError
-from tieback.pipeline.model_loading import loading
+from tieback.cli.errors import UsageError, first_line
 
 
 @dataclass
@@ -76,8 +76,10 @@ def read_backend(path: str) -> Backend:
     Raises:
         UsageError: the file cannot be read, or is of a backend that PPO does not run on.
     """
-    with loading("accelerate_config", path):
+    try:
         config = load_config_from_file(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"accelerate_config: {path} cannot be read: {first_line(error)}") from error
     kind = str(config.distributed_type).removeprefix("DistributedType.")
     if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP"):
         raise UsageError(f"accelerate_config: {path} is for {kind}, which PPO does not run on.")

@@ -59,6 +59,12 @@ def load_whole() -> None:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
+def reason_not_loaded(name: str | Path, error: Exception) -> str:
+    """What kept a library from loading the model of that name; of one that is no folder here, it speaks of the hub alone."""
+    elsewhere = "" if Path(name).exists() else "there is no such folder here, and on the hub: "
+    return elsewhere + first_line(error)
+
+
 def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokenizerBase:
     """Load a tokenizer that can pad (see `ensure_pad_token`).
 
@@ -68,7 +74,9 @@ def load_tokenizer(path: str | Path, revision: str = "main") -> PreTrainedTokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        raise UsageError(f"No tokenizer can be loaded from {path}: {first_line(error)}") from error
+        raise UsageError(
+            f"No tokenizer can be loaded from {path}: {reason_not_loaded(path, error)}"
+        ) from error
     return ensure_pad_token(tokenizer)
 
 
@@ -83,7 +91,7 @@ def refuse_classifier(path: str | Path, **hub: Any) -> None:
 
 
 @contextmanager
-def loading(setting: str, name: Any) -> Iterator[None]:
+def loading(setting: str, name: str) -> Iterator[None]:
     """Name the setting and the model where a library says only that it cannot load.
 
     Raises:
@@ -92,7 +100,9 @@ def loading(setting: str, name: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UsageError(f"{setting}: no model can be loaded from {name}: {first_line(error)}") from error
+        raise UsageError(
+            f"{setting}: no model can be loaded from {name}: {reason_not_loaded(name, error)}"
+        ) from error
 
 
 def named_tokenizer(setting: str, model: Any) -> PreTrainedTokenizerBase:
@@ -263,7 +273,9 @@ def _load(path: str | Path, kwargs: dict[str, Any], **adapter: Any) -> Any:
             return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs, **adapter)
         return AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
-        raise UsageError(f"No language model can be loaded from {path}: {first_line(error)}") from error
+        raise UsageError(
+            f"No language model can be loaded from {path}: {reason_not_loaded(path, error)}"
+        ) from error
 
 
 def new_policy(

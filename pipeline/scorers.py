@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tieback.cli.errors import UsageError
 from tieback.pipeline.async_calls import run_together
-from tieback.pipeline.model_loading import load_tokenizer, named_tokenizer
+from tieback.pipeline.model_loading import load_tokenizer, named_tokenizer, reason_not_loaded
 from tieback.pipeline.remote_scorer import SCHEMES, RemoteScorer
 from tieback.pipeline.rollout.texts import Rollout
 from tieback.pipeline.trl_internals import is_async_callable
@@ -89,8 +89,9 @@ def load_scorer(
             model, tokenizer or load_tokenizer(name), batch_size, name=folder_reward_name(name)
         )
     except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"{setting}: no reward model can be loaded from {name}: {reason}") from error
+        raise UsageError(
+            f"{setting}: no reward model can be loaded from {name}: {reason_not_loaded(name, error)}"
+        ) from error
     except UsageError as error:
         raise UsageError(f"{setting}: {error}") from error
     if device is not None and not isinstance(model, ScalarAdapter):

@@ -230,6 +230,15 @@ def test_what_is_gathered_is_gathered_in_bf16_and_no_other_copy_is_kept(
     assert above(shared) - largest < above(alone) - 2 * matrices
 
 
+def test_what_is_no_accelerate_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cluster.yaml"
+    for content in (None, "num_processes: [", "learning_rate: 1.0e-3"):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UsageError, match=r"accelerate_config: .*cluster\.yaml cannot be read: "):
+            estimate(tmp_path, monkeypatch, "--accelerate_config", str(path))
+
+
 def test_a_mixture_of_experts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = {**SHAPE, "num_experts": 4, "num_experts_per_tok": 2}
     AutoConfig.for_model("olmoe", pad_token_id=0, **experts).save_pretrained(tmp_path / "experts")

@@ -189,11 +189,11 @@ NO_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "a class": ({"model": LlamaForCausalLM}, r"model is of type LlamaForCausalLM\. Give a causal"),
     "a folder without a model": (
         {"model": "/nowhere"},
-        r"model: no model can be loaded from /nowhere: ",
+        r"model: no model can be loaded from /nowhere: there is no such folder here, and on the hub: ",
     ),
     "a critic that is nowhere": (
         {"value_model": "/nowhere"},
-        r"value_model: no model can be loaded from /nowhere: ",
+        r"value_model: no model can be loaded from /nowhere: there is no such folder here, and on the hub: ",
     ),
     "an adapter that fits nowhere": (
         {
@@ -214,7 +214,7 @@ NO_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "a number for a reward": ({"reward_funcs": 3}, r"reward_funcs: 3 is of type int\. Give a function"),
     "a reward that is nowhere": (
         {"reward_funcs": "/nowhere"},
-        r"reward_funcs: no reward model can be loaded from /nowhere: ",
+        r"reward_funcs: no reward model can be loaded from /nowhere: there is no such folder here, and on the hub: ",
     ),
     "a reward model without its tokenizer": (
         {"reward_funcs": toy.reward_model(toy.tokenizer())},
